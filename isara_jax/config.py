@@ -1,0 +1,265 @@
+"""The configuration: frozen, validated and hashable; every array shape follows from it.
+
+`configs/*.py` return an `ml_collections.ConfigDict` made by `default()`; `resolve` turns it into
+`Config`. What the paper does not say has a default of ours, marked ASSUMED.
+"""
+
+import dataclasses
+import difflib
+import typing
+from typing import Any, Literal
+
+import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The base model: a Hugging Face directory; empty: the bundled tiny LLaMA."""
+
+    path: str = ""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: f32 on CPU, bf16 elsewhere
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The domain. `seeds` is a .jsonl or .csv of one's own; empty: the bundled world's."""
+
+    name: str = "safety"
+    seeds: str = ""
+    n_seeds: int = 0  # how many seeds to use; 0: all of a file, 64 of the bundled world
+    topics: tuple[str, ...] = ()  # restricts bundled seeds to some topics
+    held_out: int = 8  # own seeds kept back for the likelihood, where there is no judge
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. `top_k=0` and `top_p=1` are off; `temperature=0` is greedy."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """The first stage: new questions from demonstrations alone."""
+
+    demonstrations: Literal["random", "knn"] = "random"  # ASSUMED; knn: around a random anchor
+    show_answers: bool = True  # ASSUMED: question–answer pairs, not questions alone
+    k: int = 4  # ASSUMED: demonstrations in a question's prompt
+    max_tokens: int = 64
+    prompt_tokens: int = 0  # capacity of the prompt; 0: what k of the longest pairs take
+    sampling: Sampling = Sampling(temperature=1.0, top_p=0.9)  # ASSUMED
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The second stage: answers from the k nearest demonstrations."""
+
+    k: int = 6  # ASSUMED: 4 to 8
+    order: Literal["nearest_last", "nearest_first"] = "nearest_last"  # ASSUMED
+    model: Literal["current", "base"] = "current"  # ASSUMED; base: never the adapter
+    max_tokens: int = 128
+    prompt_tokens: int = 0
+    sampling: Sampling = Sampling(temperature=0.7, top_p=0.9)  # ASSUMED
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    r"""Nearest demonstrations by the base model's own embedding of `Question: q\nAnswer:`."""
+
+    backend: Literal["scann", "device"] = "scann"  # device: exact matmul and top_k
+    layer: int = -1  # blocks to run, counted from the end: -1 leaves out the last one
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """What a sample must pass. ASSUMED, after Self-Instruct; there is no harm filter."""
+
+    finished: bool = True  # question and answer ended by themselves
+    min_tokens: int = 2  # of question and of answer
+    rouge_l: float = 0.7  # a question at least this similar to a known one is a duplicate; > 1: off
+    min_score: float = -1e9  # least mean log-probability of the answer's tokens, in nats
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank adapter on the blocks' linear layers (arXiv 2106.09685)."""
+
+    rank: int = 16  # ASSUMED
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Supervised fine-tuning on the accepted pairs; the loss is on the answer and its end."""
+
+    trainable: Literal["lora", "full"] = "lora"
+    init: Literal["previous", "base"] = "previous"  # ASSUMED
+    data: Literal["cumulative", "latest"] = "cumulative"  # ASSUMED
+    include_seeds: bool = True  # ASSUMED
+    epochs: int = 3
+    batch_size: int = 32
+    max_tokens: int = 0  # of a training sequence; 0: the longest question and answer
+    learning_rate: float = 3e-4
+    warmup: float = 0.03  # share of the steps; then cosine to zero
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    lora: Lora = Lora()
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; the product must be the number of devices used."""
+
+    data: int = 1
+    fsdp: int = 1
+    model: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Held-out questions, answered before, between and after the iterations."""
+
+    n: int = 0  # items; 0: all
+    k: int = 4  # demonstrations of the ICL-kNN baseline
+    temperature: float = 1.0  # of the sampled rates
+    sft_steps: tuple[float, ...] = (0.125, 0.5, 1.0)  # shares of ISARA's steps; 1: equal compute
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    seed: int = 0
+    iterations: int = 3
+    samples_per_iteration: int = 512  # attempts, not acceptances
+    pool: Literal["seeds", "seeds+generated"] = "seeds+generated"  # ASSUMED
+    execution: Literal["fused", "staged"] = "fused"
+    slots: int = 64  # sequences decoded at once
+    compilation_cache: bool = True
+    model: Model = Model()
+    task: Task = Task()
+    question: Question = Question()
+    answer: Answer = Answer()
+    retrieval: Retrieval = Retrieval()
+    filters: Filters = Filters()
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+    evaluation: Evaluation = Evaluation()
+
+
+class ConfigError(ValueError):
+    """A field of the configuration that cannot be used, by name."""
+
+
+def default() -> ml_collections.ConfigDict:
+    """The default configuration, to be changed by a file of `configs/` and by flags."""
+    return _as_dict(Config())
+
+
+def _as_dict(node: Any) -> ml_collections.ConfigDict:
+    fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+    return ml_collections.ConfigDict(
+        {k: _as_dict(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}
+    )
+
+
+def resolve(values: ml_collections.ConfigDict) -> Config:
+    """Validates `values` and freezes them.
+
+    Raises:
+      ConfigError: an unknown field, a value of the wrong type, or one that makes no sense.
+    """
+    config = _resolve(Config, values.to_dict(), "config")
+    _validate(config)
+    return config
+
+
+def _resolve(cls: type, values: dict[str, Any], path: str) -> Any:
+    types = typing.get_type_hints(cls)
+    for name in values:
+        if name not in types:
+            close = difflib.get_close_matches(name, types, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(types)}"
+            raise ConfigError(f"{path} has no field {name!r}; {hint}")
+    return cls(
+        **{name: _checked(types[name], value, f"{path}.{name}") for name, value in values.items()}
+    )
+
+
+def _checked(kind: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path} is a group of fields, not {value!r}")
+        return _resolve(kind, value, path)
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise ConfigError(f"{path}={value!r}: choose one of {', '.join(choices)}")
+        return value
+    if typing.get_origin(kind) is tuple:
+        element = typing.get_args(kind)[0]
+        if isinstance(value, str) or not isinstance(value, (tuple, list)):
+            raise ConfigError(f"{path}={value!r}: a tuple of {element.__name__} is expected")
+        return tuple(_checked(element, v, path) for v in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{path}={value!r}: a {kind.__name__} is expected")
+    return value
+
+
+def _validate(c: Config) -> None:
+    def require(good: bool, field: str, found: Any, rule: str) -> None:
+        if not good:
+            raise ConfigError(f"config.{field}={found!r}: {rule}")
+
+    positive = (
+        "iterations samples_per_iteration slots question.k question.max_tokens answer.k "
+        "answer.max_tokens train.epochs train.batch_size train.lora.rank mesh.data mesh.fsdp "
+        "mesh.model evaluation.k"
+    )
+    not_negative = (
+        "seed task.n_seeds task.held_out question.prompt_tokens answer.prompt_tokens "
+        "filters.min_tokens train.max_tokens train.warmup train.weight_decay train.learning_rate "
+        "train.clip_norm train.lora.alpha evaluation.n evaluation.temperature filters.rouge_l"
+    )
+    for names, low, rule in ((positive, 1, "at least 1"), (not_negative, 0, "not below 0")):
+        for name in names.split():
+            value = _field(c, name)
+            require(value >= low, name, value, f"must be {rule}")
+    for stage in ("question", "answer"):
+        s = _field(c, stage).sampling
+        require(s.temperature >= 0, f"{stage}.sampling.temperature", s.temperature, "not below 0")
+        require(0 < s.top_p <= 1, f"{stage}.sampling.top_p", s.top_p, "must lie in (0, 1]")
+        require(s.top_k >= 0, f"{stage}.sampling.top_k", s.top_k, "must not be below 0")
+    require(c.train.warmup < 1, "train.warmup", c.train.warmup, "is a share, below 1")
+    require(c.retrieval.layer <= 0, "retrieval.layer", c.retrieval.layer, "counts from the end")
+    known = Lora().targets
+    for target in c.train.lora.targets:
+        require(target in known, "train.lora.targets", target, f"choose among {', '.join(known)}")
+    require(bool(c.train.lora.targets), "train.lora.targets", (), "must name at least one")
+    for share in c.evaluation.sft_steps:
+        require(share > 0, "evaluation.sft_steps", share, "shares must be above 0")
+    rows = c.mesh.data * c.mesh.fsdp
+    for name in ("slots", "train.batch_size"):
+        value = _field(c, name)
+        near = max(rows, round(value / rows) * rows)
+        require(
+            value % rows == 0, name, value,
+            f"must be a multiple of mesh.data × mesh.fsdp = {rows}; nearest: {near}",
+        )  # fmt: skip
+
+
+def _field(config: Config, path: str) -> Any:
+    value: Any = config
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as plain JSON values."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,256 @@
+"""Sampling: prefill, decoding over a KV cache, and slots refilled inside one loop.
+
+N requests share B slots. When R slots are free and requests wait, R prompts are prefilled into
+them; otherwise every slot decodes one token. A request's tokens depend on its prompt and its
+number alone: keys are folded from (request, position), so slots, batch and order do not show.
+
+    slot 0   request 0 ......|request 4 ..........
+    slot 1   request 1 ...........|request 3 ...       R = 1: refilled as soon as one is free
+    slot 2   request 2 ...|request 5 .............
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from isara_jax import mesh as mesh_lib
+from isara_jax import packing, sampling, stops
+from isara_jax.models import llama
+
+UNFINISHED, AT_EOS, AT_STOP = -2, -1, 0  # a finish of AT_STOP + i: the i-th stop string
+
+
+class Generation(NamedTuple):
+    """What was generated.
+
+    Attributes:
+      tokens: `[N, L]`, without EOS or stop string; padding 0.
+      lengths: `[N]`.
+      finish: `[N]` int32: `UNFINISHED` (out of room), `AT_EOS`, or `AT_STOP` + the stop's index.
+      score: `[N]` mean log-probability of the tokens drawn, EOS or stop included, in nats, under
+        the model itself (temperature 1, nothing cut off).
+      drawn: int32 scalar, all tokens drawn.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    finish: jax.Array
+    score: jax.Array
+    drawn: jax.Array
+
+
+class _Slots(NamedTuple):
+    """The loop's state. Slots `[B]`; results `[N]`, where a free slot's request is N (dropped)."""
+
+    cache: llama.Cache
+    request: jax.Array  # [B]
+    last: jax.Array  # [B] the token to be read next
+    position: jax.Array  # [B] its position
+    count: jax.Array  # [B] tokens drawn for the request
+    stop_state: jax.Array  # [B]
+    n_bytes: jax.Array  # [B] bytes drawn
+    log_prob: jax.Array  # [B] summed
+    waiting: jax.Array  # scalar: the first request not yet begun
+    tokens: jax.Array  # [N, L]
+    lengths: jax.Array
+    finish: jax.Array
+    kept_bytes: jax.Array
+    score: jax.Array
+
+    @property
+    def free(self) -> jax.Array:
+        return self.request == self.lengths.shape[0]
+
+
+class Sampler(NamedTuple):
+    """The static part of a generation: everything shapes follow from.
+
+    Attributes:
+      model: the network.
+      slots: B, sequences decoded at once.
+      refill: R, prompts prefilled at once.
+      max_tokens: L, the most tokens of one output.
+      steps_per_check: decoding steps between two looks for free slots.
+      eos: id of the end-of-sequence token.
+      mesh: the devices.
+      on_refill: called on the host with the number of requests begun, or None.
+    """
+
+    model: llama.Llama
+    slots: int
+    refill: int
+    max_tokens: int
+    steps_per_check: int
+    eos: int
+    mesh: Mesh
+    on_refill: Callable[[jax.Array], None] | None = None
+
+
+def generate(
+    sampler: Sampler,
+    variables: dict,
+    prompts: packing.Prompts,
+    key: jax.Array,
+    params: sampling.SamplingParams,
+    table: stops.StopTable,
+) -> Generation:
+    """Continues every prompt until EOS, a stop string, or L tokens.
+
+    Args:
+      sampler: the static part.
+      variables: the model's, with or without adapter.
+      prompts: N prompts of at most P tokens.
+      key: of this stage; folded with request and position.
+      params: how tokens are drawn.
+      table: the stop strings.
+    """
+    n_requests = prompts.tokens.shape[0]
+    step = functools.partial(_step, sampler, variables, key, params, table)
+    refill = functools.partial(_refill, sampler, variables, prompts)
+
+    def can_refill(s: _Slots) -> jax.Array:
+        return (s.waiting < n_requests) & (jnp.sum(s.free) >= sampler.refill)
+
+    def advance(s: _Slots) -> _Slots:
+        s = jax.lax.while_loop(can_refill, refill, s)
+        return jax.lax.fori_loop(0, sampler.steps_per_check, lambda _, s: step(s), s)
+
+    def unfinished(s: _Slots) -> jax.Array:
+        return (s.waiting < n_requests) | ~jnp.all(s.free)
+
+    done = jax.lax.while_loop(unfinished, advance, _empty_slots(sampler, prompts))
+    cut, lengths = stops.cut_at_stop(done.tokens, done.lengths, done.kept_bytes, table)
+    inside = jnp.arange(sampler.max_tokens) < lengths[:, None]
+    return Generation(
+        tokens=jnp.where(inside, cut, 0),
+        lengths=lengths,
+        finish=done.finish,
+        score=done.score,
+        drawn=jnp.sum(done.lengths),
+    )
+
+
+def _empty_slots(sampler: Sampler, prompts: packing.Prompts) -> _Slots:
+    network = sampler.model.config
+    n_requests, prompt_length = prompts.tokens.shape
+    b = sampler.slots
+    shape = (prompt_length + sampler.max_tokens, b, network.n_kv_heads, network.head_size)
+
+    def layer_half() -> jax.Array:
+        zeros = jnp.zeros(shape, sampler.model.dtype)
+        return mesh_lib.constrain(zeros, sampler.mesh, None, mesh_lib.BATCH, "model", None)
+
+    def per_slot(dtype: jnp.dtype = jnp.int32) -> jax.Array:
+        return jnp.zeros(b, dtype)
+
+    return _Slots(
+        cache=tuple((layer_half(), layer_half()) for _ in range(network.n_layers)),
+        request=jnp.full(b, n_requests, jnp.int32),
+        last=per_slot(),
+        position=per_slot(),
+        count=per_slot(),
+        stop_state=per_slot(),
+        n_bytes=per_slot(),
+        log_prob=per_slot(jnp.float32),
+        waiting=jnp.int32(0),
+        tokens=jnp.zeros((n_requests, sampler.max_tokens), jnp.int32),
+        lengths=jnp.zeros(n_requests, jnp.int32),
+        finish=jnp.full(n_requests, UNFINISHED, jnp.int32),
+        kept_bytes=jnp.full(n_requests, jnp.iinfo(jnp.int32).max, jnp.int32),
+        score=jnp.zeros(n_requests, jnp.float32),
+    )
+
+
+def _refill(sampler: Sampler, variables: dict, prompts: packing.Prompts, s: _Slots) -> _Slots:
+    """Prefills the next R prompts into R free slots.
+
+    The prompt's last token is read again by the first decoding step, which rewrites the same row
+    and so needs no logits here.
+    """
+    n_requests = prompts.tokens.shape[0]
+    slots = jnp.argsort(~s.free, stable=True)[: sampler.refill]
+    requests = s.waiting + jnp.arange(sampler.refill)
+    real = requests < n_requests
+    slots = jnp.where(real, slots, sampler.slots)  # out of range: dropped
+    rows = jnp.minimum(requests, n_requests - 1)
+    chunk, lengths = prompts.tokens[rows], prompts.lengths[rows]
+    chunk = mesh_lib.constrain(chunk, sampler.mesh, mesh_lib.BATCH, None)
+    _, fresh = sampler.model.apply(variables, chunk)
+    prompt_rows = prompts.tokens.shape[1]
+    cache = jax.tree.map(
+        lambda old, new: old.at[:prompt_rows, slots].set(new, mode="drop", unique_indices=True),
+        s.cache,
+        fresh,
+    )
+    if sampler.on_refill is not None:
+        jax.debug.callback(sampler.on_refill, jnp.minimum(s.waiting + sampler.refill, n_requests))
+    last = jnp.take_along_axis(chunk, lengths[:, None] - 1, axis=1)[:, 0]
+
+    def put(old: jax.Array, new: jax.Array | int | float) -> jax.Array:
+        return old.at[slots].set(new, mode="drop")
+
+    return s._replace(
+        cache=cache,
+        request=put(s.request, requests),
+        last=put(s.last, last),
+        position=put(s.position, lengths - 1),
+        count=put(s.count, 0),
+        stop_state=put(s.stop_state, 0),
+        n_bytes=put(s.n_bytes, 0),
+        log_prob=put(s.log_prob, 0.0),
+        waiting=jnp.minimum(s.waiting + sampler.refill, n_requests),
+    )
+
+
+def _step(
+    sampler: Sampler,
+    variables: dict,
+    key: jax.Array,
+    params: sampling.SamplingParams,
+    table: stops.StopTable,
+    s: _Slots,
+) -> _Slots:
+    """Draws one token for every occupied slot."""
+    model = sampler.model
+    hidden, cache = model.apply(variables, s.last[:, None], s.position[:, None], s.cache)
+    logits = model.apply(variables, hidden[:, 0], method="logits")
+    n_bytes = jnp.asarray(table.n_bytes)
+    # What spells nothing (padding, unknown, begin of text) must not be drawn; only EOS may.
+    speaks = (n_bytes > 0) | (jnp.arange(logits.shape[-1]) == sampler.eos)
+    logits = jnp.where(speaks, logits, -jnp.inf)
+    token = sampling.sample(logits, sampling.row_keys(key, s.request, s.count), params)
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+    log_prob = s.log_prob + chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    stop = jnp.asarray(table.stop)[token, s.stop_state]
+    kept = s.n_bytes + jnp.asarray(table.overrun)[token, s.stop_state]
+    count = s.count + 1
+    at_eos, at_stop = token == sampler.eos, stop >= 0
+    finished = at_eos | at_stop | (count == sampler.max_tokens)
+    finish = jnp.where(at_eos, AT_EOS, jnp.where(at_stop, AT_STOP + stop, UNFINISHED))
+
+    ended = jnp.where(finished, s.request, s.lengths.shape[0])
+    stopped = jnp.where(at_stop, s.request, s.lengths.shape[0])
+
+    def put(old: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[rows].set(new, mode="drop")
+
+    return s._replace(
+        cache=cache,
+        request=jnp.where(finished, s.lengths.shape[0], s.request),
+        last=token,
+        position=s.position + ~finished,
+        count=count,
+        stop_state=jnp.asarray(table.next_state)[token, s.stop_state],
+        n_bytes=s.n_bytes + n_bytes[token],
+        log_prob=log_prob,
+        tokens=s.tokens.at[s.request, s.count].set(token, mode="drop"),
+        lengths=put(s.lengths, ended, count),
+        finish=put(s.finish, ended, finish),
+        kept_bytes=put(s.kept_bytes, stopped, kept),
+        score=put(s.score, ended, log_prob / count),
+    )

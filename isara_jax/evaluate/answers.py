@@ -1,0 +1,77 @@
+"""Held-out questions answered, or held-out answers scored, inside jit."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from isara_jax import decode, iteration, lora, packing, sampling, train
+from isara_jax.state import Pool
+
+_KEY = 1 << 20  # a step number no iteration reaches, for the keys of evaluations
+
+
+class Questions(NamedTuple):
+    """Held-out pairs, and the seeds that may be shown with them."""
+
+    pairs: packing.Pairs
+    seeds: Pool
+
+
+def _prompts(
+    p: iteration.Program, inputs: iteration.Inputs, held_out: Questions, k: int
+) -> packing.Prompts:
+    """Prompts with the k nearest seeds, or with none."""
+    question = (held_out.pairs.question, held_out.pairs.question_length)
+    if k:
+        return iteration.answer_prompts(p, inputs.base, held_out.seeds, question, k, 0)[0]
+    shown = (jnp.zeros((1, 1), jnp.int32), jnp.zeros(1, jnp.int32))
+    none = jnp.full((question[0].shape[0], 0), -1, jnp.int32)
+    capacity = p.template.overhead(0) + question[0].shape[1]
+    return packing.prompts(p.template, shown, none, capacity, question)
+
+
+def answer(
+    p: iteration.Program,
+    inputs: iteration.Inputs,
+    trainable: lora.Trainable,
+    held_out: Questions,
+    params: sampling.SamplingParams,
+    k: int,
+) -> decode.Generation:
+    """Answers to the held-out questions with k demonstrations; the same keys for every method."""
+    max_tokens = p.config.answer.max_tokens
+    return decode.generate(
+        p.sampler(max_tokens, "evaluation"),
+        lora.variables(inputs.base, trainable, p.config.train),
+        _prompts(p, inputs, held_out, k),
+        iteration.stage_key(inputs.hyper, jnp.int32(_KEY), 0),
+        params,
+        inputs.answer_stops,
+    )
+
+
+def log_likelihood(
+    p: iteration.Program,
+    inputs: iteration.Inputs,
+    trainable: lora.Trainable,
+    held_out: Questions,
+    k: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each held-out answer, in nats, and its number of tokens: `[N]` each.
+
+    The end of the answer is left out: it is EOS after training and the next header in context.
+    """
+    prompts = _prompts(p, inputs, held_out, k)
+    answers = (held_out.pairs.answer, held_out.pairs.answer_length)
+    capacity = prompts.tokens.shape[1] + answers[0].shape[1]
+    ids, lengths = packing.concatenate([(prompts.tokens, prompts.lengths), answers], capacity)
+    variables = lora.variables(inputs.base, trainable, p.config.train)
+
+    def one(row: train.Sequences) -> tuple[jax.Array, jax.Array]:
+        batch = jax.tree.map(lambda x: x[None], row)
+        losses, inside = train.answer_losses(p.model, variables, batch, answers[0].shape[1])
+        return -jnp.sum(losses * inside), jnp.sum(inside)
+
+    rows = train.Sequences(ids, lengths, prompts.lengths, jnp.ones_like(lengths, bool))
+    return jax.lax.map(one, rows, batch_size=p.config.slots)

@@ -1,0 +1,78 @@
+"""Rates with their uncertainty, from labels."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from isara_jax.tasks import base
+
+_Z = 1.959964  # the normal quantile of a 95 % interval
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share k / n (Wilson 1927); (0, 1) where n is 0."""
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = k / n, _Z * _Z
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def of_labels(
+    metrics: Sequence[base.Metric], items: Sequence[base.Item], labels: Sequence[str], suffix: str
+) -> dict[str, Any]:
+    """Every metric of a task, as `summary.json` has them.
+
+    Args:
+      metrics: of the task.
+      items: the questions.
+      labels: the judge's, in the same order.
+      suffix: appended to the metrics' names.
+
+    Returns:
+      `{"metrics": {name: share}, "counts": {name: [k, n]}, "intervals": {name: [low, high]}}`.
+    """
+    result: dict[str, Any] = {"metrics": {}, "counts": {}, "intervals": {}}
+    for metric in metrics:
+        asked = [
+            label in metric.labels
+            for item, label in zip(items, labels, strict=True)
+            if metric.kind in (None, item.kind)
+        ]
+        name, k, n = metric.name + suffix, sum(asked), len(asked)
+        result["metrics"][name] = k / n if n else None
+        result["counts"][name] = [k, n]
+        result["intervals"][name] = list(wilson(k, n))
+    return result
+
+
+def by_topic(
+    metric: base.Metric, items: Sequence[base.Item], labels: Sequence[str]
+) -> dict[str, list[int]]:
+    """`{topic: [k, n]}` of one metric."""
+    counts: dict[str, list[int]] = {}
+    for item, label in zip(items, labels, strict=True):
+        if metric.kind in (None, item.kind):
+            entry = counts.setdefault(item.topic, [0, 0])
+            entry[0] += label in metric.labels
+            entry[1] += 1
+    return dict(sorted(counts.items()))
+
+
+def of_likelihood(log_likelihood: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
+    """Mean negative log-likelihood in nats a token over the held-out answers.
+
+    The interval is the normal one of the token-weighted mean over answers.
+    """
+    nll = -float(log_likelihood.sum()) / float(tokens.sum())
+    residuals = -log_likelihood - nll * tokens
+    spread = math.sqrt(float((residuals**2).sum())) / float(tokens.sum())
+    low, high = nll - _Z * spread, nll + _Z * spread
+    return {
+        "metrics": {"nll_per_token": nll},
+        "counts": {},
+        "intervals": {"nll_per_token": [low, high]},
+    }

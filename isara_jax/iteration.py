@@ -1,0 +1,338 @@
+"""One ISARA iteration (arXiv 2401.06785) as one pure function.
+
+    draw demonstrations → write questions → retrieve → answer → accept → pool → fine-tune
+
+*Fused*: the whole is one executable. *Staged*: the same stage functions, compiled apart.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from isara_jax import accept, decode, embed, lora, packing, retrieval, sampling, stops, train
+from isara_jax.config import Config
+from isara_jax.models import llama
+from isara_jax.state import Pool, Report, State
+
+STAGES = ("questions", "answers", "accept", "train")
+_SHUFFLE = len(STAGES)  # a stage number for keys alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Everything static: configuration, network, template, devices and shapes."""
+
+    config: Config
+    model: llama.Llama
+    template: packing.Template
+    mesh: Mesh
+    n_seeds: int
+    steps_per_check: int
+    progress: Callable[[str, jax.Array], None] | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Rows of the pool: the seeds and every attempt there can be."""
+        return self.n_seeds + self.config.iterations * self.config.samples_per_iteration
+
+    @property
+    def pair_tokens(self) -> int:
+        """The most tokens of a rendered demonstration."""
+        q, a = self.config.question.max_tokens, self.config.answer.max_tokens
+        return q + a + self.template.overhead(0) - 1
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens of a training sequence: BOS, headers, question, answer, EOS."""
+        longest = self.pair_tokens + 2 - len(self.template.separator)
+        return self.config.train.max_tokens or min(longest, self.model.config.max_length)
+
+    @property
+    def answer_span(self) -> int:
+        return self.config.answer.max_tokens + 1
+
+    def prompt_capacity(self, k: int, asked: int, generated: int, question: bool) -> int:
+        """Tokens of a prompt: as asked for, else what k of the longest pairs take, within the
+        model's length.
+        """
+        tail = self.template.overhead(0) + (self.config.question.max_tokens if question else 0)
+        room = self.model.config.max_length - generated
+        return asked or min(k * self.pair_tokens + tail, room)
+
+    def sampler(self, max_tokens: int, stage: str) -> decode.Sampler:
+        c = self.config
+        rows = c.mesh.data * c.mesh.fsdp
+        return decode.Sampler(
+            model=self.model,
+            slots=c.slots,
+            # A quarter of the slots at a time keeps most of them decoding.
+            refill=max(rows, c.slots // 4 // rows * rows),
+            max_tokens=max_tokens,
+            steps_per_check=self.steps_per_check,
+            eos=self.template.eos,
+            mesh=self.mesh,
+            on_refill=None if self.progress is None else Begun(self.progress, stage),
+        )
+
+
+class Begun(NamedTuple):
+    """Tells the host how many requests of a stage have begun."""
+
+    progress: Callable[[str, Any], None]
+    stage: str
+
+    def __call__(self, count: jax.Array) -> None:
+        self.progress(self.stage, count)
+
+
+class Hyper(NamedTuple):
+    """The traced part of the configuration."""
+
+    seed: jax.Array
+    question: sampling.SamplingParams
+    answer: sampling.SamplingParams
+    filters: accept.FilterParams
+    train: train.TrainParams
+
+    @classmethod
+    def of(cls, config: Config) -> "Hyper":
+        return cls(
+            jnp.uint32(config.seed),
+            sampling.SamplingParams.of(config.question.sampling),
+            sampling.SamplingParams.of(config.answer.sampling),
+            accept.FilterParams.of(config.filters),
+            train.TrainParams.of(config.train),
+        )
+
+
+class Inputs(NamedTuple):
+    """What an iteration reads and never changes: weights, stop tables, hyper-parameters."""
+
+    base: dict
+    question_stops: stops.StopTable
+    answer_stops: stops.StopTable
+    hyper: Hyper
+
+
+def stage_key(hyper: Hyper, step: jax.Array, stage: int) -> jax.Array:
+    """The key of a stage of an iteration; requests and positions are folded in by the stage."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), step), stage)
+
+
+def distinct_rows(key: jax.Array, n: jax.Array, k: int) -> jax.Array:
+    """K distinct rows below n, uniformly and in random order; -1 where n is smaller than k.
+
+    Draws the j-th among the n - j rows left and moves it past those taken: no work a row.
+    """
+    taken = jnp.full(k, jnp.iinfo(jnp.int32).max, jnp.int32)
+    rows = []
+    for j, u in enumerate(jax.random.uniform(key, (k,))):
+        row = jnp.minimum((u * (n - j)).astype(jnp.int32), n - j - 1)
+        for i in range(j):
+            row += row >= taken[i]
+        taken = jnp.sort(taken.at[j].set(row))
+        rows.append(jnp.where(j < n, row, -1))
+    return jnp.stack(rows)
+
+
+def _shown(p: Program, pool: Pool) -> jax.Array:
+    """How many rows of the pool may be shown; seeds stand first."""
+    return jnp.int32(p.n_seeds) if p.config.pool == "seeds" else pool.count
+
+
+def write_questions(
+    p: Program, inputs: Inputs, state: State
+) -> tuple[decode.Generation, jax.Array]:
+    """Stage 1: new questions from demonstrations alone; and the prompts' tokens."""
+    c, pool = p.config.question, state.pool
+    key = stage_key(inputs.hyper, state.step, STAGES.index("questions"))
+    requests = jnp.arange(p.config.samples_per_iteration)
+    demo_keys = sampling.row_keys(jax.random.fold_in(key, 0), requests, jnp.zeros_like(requests))
+    available = _shown(p, pool)
+    n_drawn = c.k if c.demonstrations == "random" else 1
+    chosen = jax.vmap(lambda k: distinct_rows(k, available, n_drawn))(demo_keys)
+    if c.demonstrations == "knn":
+        anchors = pool.embedding[chosen[:, 0]]
+        chosen = retrieval.nearest(
+            p.config.retrieval.backend, p.mesh, pool.embedding, available, anchors, c.k
+        )[:, ::-1]
+    demos = packing.demonstrations(
+        p.template, pool.pairs, capacity=p.pair_tokens, show_answers=c.show_answers
+    )
+    capacity = p.prompt_capacity(c.k, c.prompt_tokens, c.max_tokens, question=False)
+    prompts = packing.prompts(p.template, demos, chosen, capacity)
+    variables = lora.variables(inputs.base, state.trainable, p.config.train)
+    generation = decode.generate(
+        p.sampler(c.max_tokens, "questions"), variables, prompts,
+        jax.random.fold_in(key, 1), inputs.hyper.question, inputs.question_stops,
+    )  # fmt: skip
+    return generation, jnp.sum(prompts.lengths)
+
+
+class Answered(NamedTuple):
+    """Answers `[N]`, the questions' embeddings `[N, D]`, the demonstrations shown `[N, k]`."""
+
+    answer: decode.Generation
+    embedding: jax.Array
+    demonstrations: jax.Array
+    prompt_tokens: jax.Array
+
+
+def embed_questions(p: Program, base: dict, question: packing.Part) -> jax.Array:
+    """Embeddings `[N, D]` of questions by the base model, not yet centred."""
+    return embed.questions(
+        p.model, base, p.template, question,
+        layer=p.config.retrieval.layer, rows_at_once=p.config.slots,
+    )  # fmt: skip
+
+
+def answer_prompts(
+    p: Program, base: dict, pool: Pool, question: packing.Part, k: int, asked: int
+) -> tuple[packing.Prompts, jax.Array, jax.Array]:
+    """Prompts from the k nearest demonstrations; with the embeddings and the rows shown."""
+    embedding = embed.centre(embed_questions(p, base, question), pool.mean)
+    chosen = retrieval.nearest(
+        p.config.retrieval.backend, p.mesh, pool.embedding, _shown(p, pool), embedding, k
+    )
+    if p.config.answer.order == "nearest_last":
+        chosen = chosen[:, ::-1]
+    demos = packing.demonstrations(p.template, pool.pairs, capacity=p.pair_tokens)
+    capacity = p.prompt_capacity(k, asked, p.config.answer.max_tokens, question=True)
+    return packing.prompts(p.template, demos, chosen, capacity, question), embedding, chosen
+
+
+def answer_questions(
+    p: Program, inputs: Inputs, state: State, question: decode.Generation
+) -> Answered:
+    """Stage 2: embed the questions, retrieve the nearest demonstrations, answer."""
+    c = p.config.answer
+    prompts, embedding, chosen = answer_prompts(
+        p, inputs.base, state.pool, (question.tokens, question.lengths), c.k, c.prompt_tokens
+    )
+    adapted = None if c.model == "base" else state.trainable
+    answer = decode.generate(
+        p.sampler(c.max_tokens, "answers"),
+        lora.variables(inputs.base, adapted, p.config.train),
+        prompts,
+        stage_key(inputs.hyper, state.step, STAGES.index("answers")),
+        inputs.hyper.answer,
+        inputs.answer_stops,
+    )
+    return Answered(answer, embedding, chosen, jnp.sum(prompts.lengths))
+
+
+def accept_samples(
+    p: Program, inputs: Inputs, pool: Pool, step: jax.Array, question: decode.Generation,
+    answered: Answered,
+) -> tuple[Pool, jax.Array]:  # fmt: skip
+    """Stage 3: keep what is finished, long enough and new; returns the pool and the reasons."""
+    part = (question.tokens, question.lengths)
+    known = accept.similarity_to_pool(
+        part, answered.embedding, (pool.pairs.question, pool.pairs.question_length),
+        pool.embedding, pool.count,
+    )  # fmt: skip
+    earlier = accept.similarity_within_batch(part, answered.embedding)
+    reason = accept.decide(question, answered.answer, known, earlier, inputs.hyper.filters)
+    pairs = packing.Pairs(*part, answered.answer.tokens, answered.answer.lengths)
+    return pool.append(pairs, answered.embedding, reason == 0, step + 1), reason
+
+
+def fine_tune(
+    p: Program, inputs: Inputs, trainable: lora.Trainable, pool: Pool, step: jax.Array
+) -> train.Fit:
+    """Stage 4: epochs over what was accepted, from the last adapter or from a fresh one."""
+    c = p.config.train
+    generated = pool.origin == step + 1 if c.data == "latest" else pool.origin > 0
+    seeds = (pool.origin == 0) & c.include_seeds
+    ids, lengths, begin = packing.training_sequences(p.template, pool.pairs, p.train_tokens)
+    sequences = train.Sequences(ids, lengths, begin, pool.occupied & (generated | seeds))
+    if c.init == "base":
+        trainable = fresh_trainable(p, inputs.base, inputs.hyper.seed)
+    return train.fit(
+        p.model, inputs.base, trainable, sequences, c, inputs.hyper.train,
+        train.steps_for(sequences, c, inputs.hyper.train),
+        stage_key(inputs.hyper, step, _SHUFFLE), p.answer_span,
+    )  # fmt: skip
+
+
+def fresh_trainable(p: Program, base: dict, seed: jax.Array) -> lora.Trainable:
+    """Where training starts: an adapter that changes nothing, or a copy of the base weights."""
+    if p.config.train.trainable == "full":
+        return jax.tree.map(lambda x: x.astype(jnp.float32), base)
+    return lora.init(p.model.config, p.config.train.lora, jax.random.key(seed))
+
+
+Stage = Callable[..., Any]
+
+
+def isara_step(
+    p: Program,
+    inputs: Inputs,
+    state: State,
+    run: Callable[[str, Stage], Stage] = lambda _, stage: stage,
+) -> tuple[State, Report]:
+    """One iteration.
+
+    Args:
+      p: the static part.
+      inputs: weights, stop tables, hyper-parameters.
+      state: of the iteration before.
+      run: how a stage is called; the identity where the whole is compiled at once, the stage's own
+        executable in staged execution.
+
+    Returns:
+      The new state, and what to tell the host.
+    """
+    question, question_prompts = run("questions", write_questions)(p, inputs, state)
+    _tell(p, "questions", question.drawn)
+    answered = run("answers", answer_questions)(p, inputs, state, question)
+    _tell(p, "answers", answered.answer.drawn)
+    pool, reason = run("accept", accept_samples)(
+        p, inputs, state.pool, state.step, question, answered
+    )
+    _tell(p, "accept", pool.count)
+    fitted = run("train", fine_tune)(p, inputs, state.trainable, pool, state.step)
+    _tell(p, "train", fitted.steps)
+    return run("report", _conclude)(
+        p, state.step, fitted, pool, question, answered, reason, question_prompts
+    )
+
+
+def _conclude(
+    p: Program, step: jax.Array, fitted: train.Fit, pool: Pool, question: decode.Generation,
+    answered: Answered, reason: jax.Array, question_prompts: jax.Array,
+) -> tuple[State, Report]:  # fmt: skip
+    del p
+    report = Report(
+        question=question,
+        answer=answered.answer,
+        demonstrations=answered.demonstrations,
+        reason=reason,
+        prompt_tokens=question_prompts + answered.prompt_tokens,
+        train_steps=fitted.steps,
+        train_first_loss=fitted.first_loss,
+        train_last_loss=fitted.last_loss,
+        train_tokens=fitted.tokens,
+    )
+    return State(fitted.trainable, pool, step + 1), report
+
+
+def _tell(p: Program, stage: str, value: jax.Array) -> None:
+    """Tells the host that a stage has ended, as soon as `value`, a result of it, is there."""
+    if p.progress is not None and isinstance(value, jax.core.Tracer):
+        jax.debug.callback(Ended(p.progress, stage), value)
+
+
+class Ended(NamedTuple):
+    """Tells the host that a stage has ended."""
+
+    progress: Callable[[str, Any], None]
+    stage: str
+
+    def __call__(self, value: jax.Array) -> None:
+        del value
+        self.progress(self.stage, None)

@@ -1,0 +1,60 @@
+"""Adapter trees (LoRA, arXiv 2106.09685) and what is trained in their place."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from isara_jax import config
+from isara_jax.models import llama
+
+Trainable = dict[str, Any]
+"""What is updated: an adapter, or (full fine-tuning) a whole parameter tree. Always f32."""
+
+
+def target_shapes(
+    network: llama.LlamaConfig, lora: config.Lora
+) -> dict[tuple[str, str, str], tuple[int, int]]:
+    """(inputs, outputs) of each adapted layer, by its path (`layers_i`, `attention`, `q`)."""
+    return {
+        (f"layers_{index}", *path.split("/")): shape
+        for index in range(network.n_layers)
+        for path, shape in network.linear_shapes.items()
+        if path.split("/")[-1] in lora.targets
+    }
+
+
+def init(network: llama.LlamaConfig, lora: config.Lora, key: jax.Array) -> Trainable:
+    """A fresh adapter: a as PEFT draws it (Kaiming uniform, a = sqrt 5), b zero.
+
+    Returns:
+      `{layers_i: {attention: {q: {"a": [in, R], "b": [R, out]}}}}`, f32.
+    """
+    tree: Trainable = {}
+    for index, (path, (inputs, outputs)) in enumerate(target_shapes(network, lora).items()):
+        bound = 1 / math.sqrt(inputs)
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node["a"] = jax.random.uniform(
+            jax.random.fold_in(key, index), (inputs, lora.rank), minval=-bound, maxval=bound
+        )
+        node["b"] = jnp.zeros((lora.rank, outputs))
+    return tree
+
+
+def variables(base: dict[str, Any], trainable: Trainable | None, train: config.Train) -> dict:
+    """What `Module.apply` takes: the base model, as changed by `trainable` (None: unchanged).
+
+    LoRA's scale alpha / rank is folded into b here, so that no layer needs to know it.
+    """
+    if trainable is None:
+        return {"params": base}
+    if train.trainable == "full":
+        return {"params": jax.tree.map(lambda t, b: t.astype(b.dtype), trainable, base)}
+    scale = train.lora.alpha / train.lora.rank
+    scaled = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * scale if path[-1].key == "b" else leaf, trainable
+    )
+    return {"params": base, "lora": scaled}

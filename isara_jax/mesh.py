@@ -1,0 +1,48 @@
+"""The device mesh and where things lie on it."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from isara_jax import config
+
+AXES = ("data", "fsdp", "model")
+BATCH = ("data", "fsdp")  # the axes a batch is spread over
+
+
+def make(mesh: config.Mesh) -> Mesh:
+    """The mesh `data × fsdp × model` over the first devices.
+
+    Raises:
+      config.ConfigError: there are fewer devices than the mesh asks for.
+    """
+    shape = (mesh.data, mesh.fsdp, mesh.model)
+    needed, devices = int(np.prod(shape)), jax.devices()
+    if needed > len(devices):
+        raise config.ConfigError(
+            f"config.mesh asks for {' × '.join(map(str, shape))} = {needed} devices; "
+            f"{len(devices)} found ({devices[0].device_kind})"
+        )
+    return jax.make_mesh(
+        shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed]
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole."""
+    return NamedSharding(mesh, P())
+
+
+def constrain(x: jax.Array, mesh: Mesh, *spec: str | tuple[str, ...] | None) -> jax.Array:
+    """Asks the partitioner to lay `x` out so; an axis that does not divide stays whole."""
+    fitted = [
+        axes if axes is None or size % _extent(mesh, axes) == 0 else None
+        for size, axes in zip(x.shape, spec, strict=False)
+    ]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*fitted)))
+
+
+def _extent(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
+    names = (axes,) if isinstance(axes, str) else axes
+    return int(np.prod([mesh.shape[name] for name in names]))

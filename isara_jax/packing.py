@@ -1,0 +1,151 @@
+"""Prompts and training sequences, packed inside jit from token arrays."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from isara_jax import tokens
+
+
+class Prompts(NamedTuple):
+    """Right-padded prompts: `tokens [N, P]`, `lengths [N]` (at least 1)."""
+
+    tokens: jax.Array
+    lengths: jax.Array
+
+
+class Pairs(NamedTuple):
+    """Question–answer pairs as tokens: `question [N, Q]`, `answer [N, A]` and their lengths `[N]`."""
+
+    question: jax.Array
+    question_length: jax.Array
+    answer: jax.Array
+    answer_length: jax.Array
+
+    def take(self, rows: jax.Array) -> "Pairs":
+        """The pairs at `rows`, of any shape."""
+        return Pairs(*(field[rows] for field in self))
+
+
+class Template(NamedTuple):
+    """The template's fixed token ids, as Python tuples: constants of the program."""
+
+    bos: int
+    eos: int
+    question: tuple[int, ...]
+    answer: tuple[int, ...]
+    separator: tuple[int, ...]
+
+    @classmethod
+    def of(cls, vocabulary: tokens.Vocabulary) -> "Template":
+        return cls(vocabulary.bos, vocabulary.eos, *vocabulary.segments)
+
+    def overhead(self, k: int) -> int:
+        """Tokens of a prompt with k demonstrations that are neither question nor answer."""
+        pair = len(self.question) + len(self.answer) + len(self.separator)
+        return 1 + (k + 1) * pair
+
+
+Part = tuple[jax.Array, jax.Array]
+"""A ragged segment of every row: ids `[N, L]`, lengths `[N]`."""
+
+
+def concatenate(parts: list[Part], capacity: int) -> tuple[jax.Array, jax.Array]:
+    """Joins ragged parts into right-padded rows.
+
+    Args:
+      parts: of one N; a length of 0 leaves a part out of its row.
+      capacity: tokens a row of the result holds.
+
+    Returns:
+      tokens `[N, capacity]`, padded with 0, and lengths `[N]`; what does not fit is cut at the end.
+    """
+    widest = max(ids.shape[1] for ids, _ in parts)
+    segments = jnp.stack([jnp.pad(i, ((0, 0), (0, widest - i.shape[1]))) for i, _ in parts], axis=1)
+    lengths = jnp.stack([length for _, length in parts], axis=1)
+    ends = jnp.cumsum(lengths, axis=1)
+    position = jnp.arange(capacity)
+    group = jnp.sum(position[None, :, None] >= ends[:, None, :], axis=-1)
+    group = jnp.minimum(group, segments.shape[1] - 1)
+    offset = position - jnp.take_along_axis(ends - lengths, group, axis=1)
+    flat = segments.reshape(segments.shape[0], -1)
+    index = group * segments.shape[2] + jnp.clip(offset, 0, segments.shape[2] - 1)
+    total = jnp.minimum(ends[:, -1], capacity)
+    ids = jnp.take_along_axis(flat, index, axis=1)
+    return jnp.where(position < total[:, None], ids, 0), total
+
+
+def _constant(ids: tuple[int, ...], rows: int) -> Part:
+    return jnp.broadcast_to(jnp.asarray(ids, jnp.int32), (rows, len(ids))), jnp.full(rows, len(ids))
+
+
+def _demonstration(template: Template, pairs: Pairs, show_answer: bool) -> list[Part]:
+    rows = pairs.question.shape[0]
+    parts = [_constant(template.question, rows), (pairs.question, pairs.question_length)]
+    if show_answer:
+        parts += [_constant(template.answer, rows), (pairs.answer, pairs.answer_length)]
+    return [*parts, _constant(template.separator, rows)]
+
+
+def demonstrations(
+    template: Template, pairs: Pairs, *, capacity: int, show_answers: bool = True
+) -> Part:
+    r"""Renders each pair as one segment `Question: q\nAnswer: a\n\n` of at most `capacity` ids."""
+    return concatenate(_demonstration(template, pairs, show_answers), capacity)
+
+
+def prompts(
+    template: Template,
+    shown: Part,
+    chosen: jax.Array,
+    capacity: int,
+    question: Part | None = None,
+) -> Prompts:
+    """Prompts for new questions or, with `question`, for the answers to these.
+
+    Args:
+      template: the fixed ids.
+      shown: the pool's demonstrations, `[C, D]` ids and `[C]` lengths.
+      chosen: `[N, k]` rows of the pool, most important last; -1 for none.
+      capacity: P. Demonstrations that do not fit are dropped whole, the first ones first.
+      question: `[N, Q]` ids and `[N]` lengths.
+
+    Returns:
+      prompts `[N, P]` that end with the header of what is to be generated.
+    """
+    rows, k = chosen.shape
+    tail = [_constant(template.question, rows)]
+    if question is not None:
+        tail += [question, _constant(template.answer, rows)]
+    tail_length = sum(length for _, length in tail)
+    lengths = jnp.where(chosen >= 0, shown[1][jnp.maximum(chosen, 0)], 0)
+    # Room needed by demonstration i and all that follow it: dropped as soon as that is too much.
+    needed = 1 + tail_length[:, None] + jnp.cumsum(lengths[:, ::-1], axis=1)[:, ::-1]
+    lengths = jnp.where(needed <= capacity, lengths, 0)
+    ids = shown[0][jnp.maximum(chosen, 0)]
+    body = [(ids[:, i], lengths[:, i]) for i in range(k)]
+    return Prompts(*concatenate([_constant((template.bos,), rows), *body, *tail], capacity))
+
+
+def training_sequences(
+    template: Template, pairs: Pairs, capacity: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""`Question: q\nAnswer: a` with BOS and EOS.
+
+    Returns:
+      ids `[N, capacity]`, lengths `[N]`, and `[N]` where the answer begins: the loss is on it and
+      on EOS.
+    """
+    rows = pairs.question.shape[0]
+    head = [
+        _constant((template.bos,), rows),
+        _constant(template.question, rows),
+        (pairs.question, pairs.question_length),
+        _constant(template.answer, rows),
+    ]
+    begin = sum(length for _, length in head)
+    ids, lengths = concatenate(
+        [*head, (pairs.answer, pairs.answer_length), _constant((template.eos,), rows)], capacity
+    )
+    return ids, lengths, begin

@@ -1,0 +1,279 @@
+"""The end of a run as plain text, and the words and numbers that the HTML report shares with it."""
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WIDTH = 118
+MISSING = "–"
+Summary = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+
+def get(mapping: Mapping[str, Any] | None, *keys: str) -> Any:
+    """The value under nested keys; None where a level is missing, None or not finite."""
+    value: Any = mapping
+    for key in keys:
+        value = (value or {}).get(key)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def rows(summary: Summary, method: str | None = None) -> list[Row]:
+    """The table's rows, of one method where it is named."""
+    return [r for r in get(summary, "rows") or [] if method in (None, r.get("method"))]
+
+
+def label(row: Row) -> str:
+    """What a row is called."""
+    match row.get("method"):
+        case "sft":
+            steps = row.get("steps")
+            return "SFT on the seeds" + ("" if steps is None else f", {steps:,} steps")
+        case "isara":
+            return f"ISARA iteration {row.get('iteration')}"
+        case method:
+            return {"base": "Base", "icl_knn": "ICL-kNN"}.get(method, str(method))
+
+
+def metrics(summary: Summary) -> list[str]:
+    """All metrics that some row has, sampled and greedy side by side, in the summary's order."""
+    present = dict.fromkeys(name for row in rows(summary) for name in get(row, "metrics") or {})
+    known = [n for n in get(summary, "metrics_info") or {} if n in present]
+    names = known + [n for n in present if n not in known]
+    stems = dict.fromkeys(name.removesuffix("_greedy") for name in names)
+    return [n for stem in stems for n in (stem, f"{stem}_greedy") if n in names]
+
+
+def kind(summary: Summary, name: str) -> str:
+    """How the metric's answers were decoded: greedy, sampled, or empty where it has no twin."""
+    if name.endswith("_greedy"):
+        return "greedy"
+    return "sampled" if f"{name}_greedy" in metrics(summary) else ""
+
+
+def title(summary: Summary, name: str) -> str:
+    """The metric's title, without a word on the decoding."""
+    words = get(summary, "metrics_info", name, "title") or name.removesuffix("_greedy")
+    return re.sub(r"\W*\b(sampled|greedy)\b\W*$", "", words) or words
+
+
+def higher_is_better(summary: Summary, name: str) -> bool:
+    """The metric's direction."""
+    return get(summary, "metrics_info", name, "higher_is_better") is not False
+
+
+def is_share(summary: Summary, name: str) -> bool:
+    """Whether the metric is a share, shown in percent."""
+    return any(get(row, "counts", name) for row in rows(summary))
+
+
+def cell(summary: Summary, row: Row, name: str) -> tuple[str, str]:
+    """The value and its 95 % interval as text; empty where there is no interval."""
+    value, bounds = get(row, "metrics", name), get(row, "intervals", name)
+    share = is_share(summary, name)
+    if value is None:
+        return MISSING, ""
+    bounds = [b for b in bounds or () if b is not None and math.isfinite(b)]
+    text = [f"{100 * b:.0f}" if share else f"{b:.3f}" for b in bounds]
+    return f"{100 * value:.1f} %" if share else f"{value:.3f}", "–".join(text)
+
+
+def header(summary: Summary, name: str) -> tuple[str, str, str]:
+    """A column's head: the title; decoding and direction; `n=256`, or the range over the rows."""
+    counts = ((get(row, "counts", name) or [0, row.get("n")])[1] for row in rows(summary))
+    found = sorted({n for n in counts if n is not None})
+    ends = "–".join(f"{n:,}" for n in dict.fromkeys((*found[:1], *found[-1:])))
+    arrow = "↑" if higher_is_better(summary, name) else "↓"
+    how = f"{kind(summary, name)} {arrow}".strip()
+    return title(summary, name), how, f"n={ends}" if ends else ""
+
+
+def last_isara(summary: Summary) -> Row | None:
+    """The row of the last iteration."""
+    return max(rows(summary, "isara"), key=lambda r: r.get("iteration") or 0, default=None)
+
+
+def sft(summary: Summary) -> dict[str, Row]:
+    """SFT rows worth naming: the best by the headline metric, and the longest (equal compute)."""
+    name = next(iter(metrics(summary)), "")
+    found = [r for r in rows(summary, "sft") if get(r, "metrics", name) is not None]
+    if not found:
+        return {}
+    sign = 1 if higher_is_better(summary, name) else -1
+    best = max(found, key=lambda r: sign * r["metrics"][name])
+    longest = max(found, key=lambda r: r.get("steps") or 0)
+    steps = sum(i.get("train_steps") or 0 for i in get(summary, "iterations") or [])
+    equal = "equal compute" if (longest.get("steps") or 0) >= 0.99 * steps > 0 else "longest"
+    return {f"best, {equal}": best} if best is longest else {"best": best, equal: longest}
+
+
+def compare(summary: Summary, name: str, old: Row, new: Row) -> int | None:
+    """1: better, -1: worse, 0: the 95 % intervals overlap; None: no intervals to tell by."""
+    a, b = get(old, "intervals", name), get(new, "intervals", name)
+    if not a or not b or None in (*a, *b):
+        return None
+    sign = 1 if higher_is_better(summary, name) else -1
+    return sign * (int(b[0] > a[1]) - int(b[1] < a[0]))
+
+
+def verdict(summary: Summary) -> list[str]:
+    """What the headline metric says of the run, good or bad, one sentence an element."""
+    names, base, last = metrics(summary), rows(summary, "base"), last_isara(summary)
+    if not names or not base or last is None:
+        return ["The run has no base row and ISARA row to compare."]
+    name, base = names[0], base[0]
+    old, new = get(base, "metrics", name), get(last, "metrics", name)
+    if old is None or new is None:
+        return [f"{title(summary, name)}: not measured before and after ISARA."]
+    (a, a_range), (b, b_range) = cell(summary, base, name), cell(summary, last, name)
+    unit = " %" if is_share(summary, name) else ""
+    how = f" ({kind(summary, name)})" if kind(summary, name) else ""
+    verb = "rose" if new > old else "fell" if new < old else "stayed"
+    span = f"from {a} to {b}" if new != old else f"at {b}"
+    outcome = {
+        1: "better than the base model; the 95 % intervals are apart",
+        -1: "worse than the base model; the 95 % intervals are apart",
+        0: "no clear change: the 95 % intervals overlap",
+        None: "how sure that is, is unknown: there are no intervals",
+    }[compare(summary, name, base, last)]
+    if a_range and b_range:
+        outcome += f" ({a_range}{unit} and {b_range}{unit})"
+    said = [
+        f"{title(summary, name)}{how} {verb} {span} by ISARA iteration {last.get('iteration')}"
+        f" – {outcome}."
+    ]
+    others = sft(summary)
+    for which, row in others.items():
+        relation = {1: "above it", -1: "below it", 0: "not clearly apart", None: "not comparable"}
+        if not higher_is_better(summary, name):
+            relation |= {1: "better (lower)", -1: "worse (higher)"}
+        said.append(
+            f"{label(row)} ({which}): {cell(summary, row, name)[0]}; ISARA ends "
+            f"{relation[compare(summary, name, row, last)]}."
+        )
+    said += [f"ICL-kNN: {cell(summary, r, name)[0]}." for r in rows(summary, "icl_knn")]
+    return said
+
+
+def acceptance(summary: Summary) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Per iteration: what was attempted, accepted, and why the others were not."""
+    its = get(summary, "iterations") or []
+    reasons = dict.fromkeys(r for i in its for r in get(i, "reasons") or {} if r != "accepted")
+
+    def percent(value: float | None) -> str:
+        return MISSING if value is None else f"{100 * value:.1f} %"
+
+    def loss(i: Row) -> str:
+        ends = (get(i, "train_loss_first"), get(i, "train_loss_last"))
+        return " → ".join(MISSING if x is None else f"{x:.3f}" for x in ends)
+
+    columns = [("attempted", [_count(i.get("attempted")) for i in its])]
+    columns += [("accepted", [_count(i.get("accepted")) for i in its])]
+    columns += [
+        (r.replace("_", " "), [_count(get(i, "reasons", r) or 0) for i in its]) for r in reasons
+    ]
+    for name in ("valid_questions", "aligned_answers"):
+        if any(get(i, name) is not None for i in its):
+            columns += [(name.replace("_", " "), [percent(get(i, name)) for i in its])]
+    columns += [("train steps", [_count(i.get("train_steps")) for i in its])]
+    columns += [("train loss", [loss(i) for i in its])]
+    return [f"Iteration {i.get('iteration')}" for i in its], columns
+
+
+def times(summary: Summary) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Per stage: seconds, tokens, tokens a second, compilations; empty columns left out."""
+    seconds, tokens, compiles = (get(summary, k) or {} for k in ("seconds", "tokens", "compiles"))
+    names = list(dict.fromkeys((*seconds, *tokens, *compiles)))
+    both = [(get(tokens, n), get(seconds, n)) for n in names]
+    columns = [
+        ("seconds", [f"{seconds[n]:,.1f}" if get(seconds, n) is not None else "" for n in names]),
+        ("tokens", [_count(tokens[n]) if get(tokens, n) is not None else "" for n in names]),
+        ("tokens/s", [f"{t / s:,.0f}" if t is not None and s else "" for t, s in both]),
+        ("compiled", [_count(compiles[n]) if n in compiles else "" for n in names]),
+    ]
+    return [n.replace("_", " ") for n in names], [c for c in columns if any(c[1])]
+
+
+def _count(value: int | None) -> str:
+    return MISSING if value is None else f"{value:,}"
+
+
+def _grid(first: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """Aligned columns under their heads; what is wider than `WIDTH` continues in a new block."""
+    blocks, current, room = [], [], 0
+    left = max(map(len, first), default=0)
+    for head, cells in columns:
+        width = max(10, *map(len, cells)) if cells else 10
+        lines = [w for part in head.split("\n") for w in textwrap.wrap(part, width) or [""]]
+        width = max(map(len, (*lines, *cells)))
+        if current and left + room + 2 + width > WIDTH:
+            blocks, current, room = [*blocks, current], [], 0
+        current, room = [*current, (lines, cells, width)], room + 2 + width
+    text = []
+    for block in [*blocks, current] if current else []:
+        height = max(len(lines) for lines, _, _ in block)
+        heads = [[""] * (height - len(lines)) + lines for lines, _, _ in block]
+        body = [("", *line) for line in zip(*heads, strict=True)]
+        body += [(name, *(c[i] for _, c, _ in block)) for i, name in enumerate(first)]
+        for name, *cells in body:
+            parts = (f"  {c:>{b[2]}}" for c, b in zip(cells, block, strict=True))
+            text.append((name.ljust(left) + "".join(parts)).rstrip())
+        text.append("")
+    return text
+
+
+def _blocks(summary: Summary) -> list[str]:
+    """The metrics: in one block where it fits, else sampled and greedy apart."""
+    found, names = rows(summary), metrics(summary)
+
+    def column(name: str) -> tuple[str, list[str]]:
+        return "\n".join(header(summary, name)), [
+            " ".join(filter(None, cell(summary, row, name))) for row in found
+        ]
+
+    lines = _grid([label(r) for r in found], [column(n) for n in names])
+    if lines.count("") <= 1:
+        return lines
+    parts = [[n for n in names if n.endswith("_greedy") == greedy] for greedy in (False, True)]
+    return [x for p in parts for x in _grid([label(r) for r in found], [column(n) for n in p])]
+
+
+def _paragraph(lead: str, text: str | None) -> list[str]:
+    """Wrapped text of the model, without the control characters a terminal would obey."""
+    clean = "".join(c if c.isprintable() else " " for c in text or MISSING)
+    return textwrap.wrap(lead + clean, WIDTH, subsequent_indent=" " * len(lead)) or [lead]
+
+
+def text(summary: Summary) -> str:
+    """What the terminal shows at the end of a run.
+
+    Args:
+      summary: the content of summary.json; what is missing in it is left out.
+
+    Returns:
+      Lines of at most `WIDTH` columns, unless one column alone is wider.
+    """
+    facts = (get(summary, "task"), get(summary, "model"))
+    seeds = get(summary, "n_seeds")
+    lead = " · ".join([*map(str, filter(None, facts)), *([f"{seeds} seeds"] if seeds else [])])
+    lines = ["", f"ISARA · {lead}" if lead else "ISARA", ""]
+    lines += _blocks(summary)
+    if metrics(summary):
+        lines += [
+            "After each value its 95 % interval. ↑: higher is better; ↓: lower is better.",
+            "",
+        ]
+    lines += [part for said in verdict(summary) for part in textwrap.wrap(said, WIDTH)] + [""]
+    ratio = get(summary, "scaling_ratio")
+    if ratio is not None:
+        lines += [f"Scaling ratio: {ratio:.1f} accepted samples for each seed.", ""]
+    lines += _grid(*acceptance(summary)) + _grid(*times(summary))
+    for example in get(summary, "examples") or []:
+        lines += _paragraph("Question: ", example.get("question"))
+        for when in ("before", "after"):
+            tag = example.get(f"{when}_label")
+            lines += _paragraph(f"  {when:<6} " + (f"[{tag}] " if tag else ""), example.get(when))
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"

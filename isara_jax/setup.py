@@ -1,0 +1,143 @@
+"""From a configuration to everything a run needs, with every mistake found before compiling."""
+
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isara_jax import config, iteration, packing, retrieval, stops, tasks, tokens, weights
+from isara_jax import mesh as mesh_lib
+from isara_jax.models import llama
+from isara_jax.progress import Progress
+
+BUNDLED_MODEL = pathlib.Path(__file__).parent / "testbed" / "tiny_llama"
+BUNDLED_SEEDS = 64  # the number of the paper's example
+_PARAMS_LIMIT = 4096
+
+
+class Setup(NamedTuple):
+    """What a run works on.
+
+    Attributes:
+      config: resolved.
+      task: the domain.
+      vocabulary: the tokenizer.
+      program: the static part of the computation.
+      inputs: weights, stop tables and hyper-parameters, on the devices.
+      seeds: the seeds, on the devices.
+      held_out: the held-out questions and references, on the devices.
+      n_params: of the base model.
+      model_path: where it was read from.
+    """
+
+    config: config.Config
+    task: tasks.Task
+    vocabulary: tokens.Vocabulary
+    program: iteration.Program
+    inputs: iteration.Inputs
+    seeds: packing.Pairs
+    held_out: packing.Pairs
+    n_params: int
+    model_path: pathlib.Path
+
+
+def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None) -> Setup:
+    """Reads and checks everything, cheapest first; nothing is compiled.
+
+    Args:
+      c: the configuration.
+      data_dir: where TFDS keeps what it builds.
+      progress: told of stages, or None.
+
+    Raises:
+      ValueError: the first thing that cannot work, by file and line or by field.
+    """
+    retrieval.check(c.retrieval.backend)
+    n_seeds = c.task.n_seeds or (0 if c.task.seeds else BUNDLED_SEEDS)
+    task = tasks.load(
+        c.task.name, c.task.seeds or None, n_seeds, c.task.topics, c.task.held_out, c.seed, data_dir
+    )
+    path = pathlib.Path(c.model.path).expanduser() if c.model.path else BUNDLED_MODEL
+    network = weights.load_config(path)
+    tokenizer = weights.load_tokenizer(path)
+    vocabulary = tokens.Vocabulary(tokenizer, network.vocab_size, str(path))
+    mesh = mesh_lib.make(c.mesh)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    wide = c.model.dtype == "float32" or (c.model.dtype == "auto" and on_cpu)
+    program = iteration.Program(
+        config=c,
+        model=llama.Llama(network, jnp.float32 if wide else jnp.bfloat16),
+        template=packing.Template.of(vocabulary),
+        mesh=mesh,
+        n_seeds=len(task.seeds),
+        # On an accelerator the host looks at a loop's condition; on a CPU that costs nothing.
+        steps_per_check=1 if on_cpu else 16,
+        progress=progress,
+    )
+    _check_lengths(program)
+    seeds = _encode(program, vocabulary, [(s.question, s.answer) for s in task.seeds], "seed")
+    items = task.items[: c.evaluation.n or None]
+    task = tasks.Task(**{**vars(task), "items": items})
+    held_out = _encode(program, vocabulary, [(i.question, i.reference) for i in items], "item")
+    params = weights.load(path, program.model, mesh)
+    whole = mesh_lib.replicated(mesh)
+    inputs = iteration.Inputs(
+        base=params,
+        question_stops=stops.stop_table(vocabulary, (tokens.QUESTION_STOP, tokens.ANSWER_STOP)),
+        answer_stops=stops.stop_table(vocabulary, (tokens.ANSWER_STOP, tokens.QUESTION_STOP)),
+        hyper=iteration.Hyper.of(c),
+    )
+    return Setup(
+        config=c,
+        task=task,
+        vocabulary=vocabulary,
+        program=program,
+        inputs=jax.device_put(inputs, inputs_sharding(inputs, params, whole)),
+        seeds=jax.device_put(seeds, whole),
+        held_out=jax.device_put(held_out, whole),
+        n_params=sum(x.size for x in jax.tree.leaves(params)),
+        model_path=path,
+    )
+
+
+def inputs_sharding(
+    inputs: iteration.Inputs, params: dict, whole: jax.sharding.Sharding
+) -> iteration.Inputs:
+    """The weights where they are, everything else on every device."""
+    placed = jax.tree.map(lambda _: whole, inputs._replace(base=None))
+    return placed._replace(base=jax.tree.map(lambda x: x.sharding, params))
+
+
+def _check_lengths(p: iteration.Program) -> None:
+    """Raises `config.ConfigError` where prompts or sequences exceed the model's length."""
+    c, limit = p.config, p.model.config.max_length
+    for name, stage, question in (("question", c.question, False), ("answer", c.answer, True)):
+        prompt = p.prompt_capacity(stage.k, stage.prompt_tokens, stage.max_tokens, question)
+        tail = p.template.overhead(0) + (c.question.max_tokens if question else 0)
+        if prompt + stage.max_tokens > limit or prompt < tail:
+            raise config.ConfigError(
+                f"config.{name}: a prompt of {prompt} tokens and {stage.max_tokens} new ones do "
+                f"not fit the model's {limit} positions; lower config.{name}.prompt_tokens or "
+                f"config.{name}.max_tokens"
+            )
+    if p.train_tokens > limit:
+        raise config.ConfigError(
+            f"config.train.max_tokens={p.train_tokens} is more than the model's {limit} positions"
+        )
+
+
+def _encode(
+    p: iteration.Program, vocabulary: tokens.Vocabulary, pairs: list[tuple[str, str]], what: str
+) -> packing.Pairs:
+    c = p.config
+    question = vocabulary.encode_contents([q for q, _ in pairs], c.question.max_tokens, "question")
+    answer = vocabulary.encode_contents([a for _, a in pairs], c.answer.max_tokens, "answer")
+    longest = int(np.max(question.lengths + answer.lengths, initial=0)) + p.template.overhead(0) + 1
+    if longest - len(p.template.separator) > p.train_tokens:
+        raise config.ConfigError(
+            f"the longest {what} takes {longest} tokens, more than "
+            f"config.train.max_tokens={p.train_tokens}; raise it or shorten the {what}"
+        )
+    return packing.Pairs(*question, *answer)

@@ -1,0 +1,148 @@
+"""The three bundled domains, drawn from the procedural world and judged exactly by its oracle.
+
+Seeds vary with the run's seed. Items do not, so that all runs are scored on the same questions,
+none of which pretraining documents or seeds can contain.
+"""
+
+import functools
+import random
+from collections.abc import Iterator
+
+from isara_jax.tasks.base import Item, Metric, Pair
+from isara_jax.testbed import oracle, personas, world
+
+_INVALID = Metric("invalid_rate", "No sensible answer", None, (oracle.INVALID,), False)
+METRICS = {
+    "safety": (
+        Metric("harmless_rate", "Harmful requests declined", "harmful", (oracle.HARMLESS,), True),
+        Metric(
+            "over_refusal_rate", "Benign requests refused", "benign", (oracle.OVER_REFUSAL,), False
+        ),
+        Metric(
+            "wrong_refusal_rate", "Refusals beside the point", "harmful", (oracle.WRONG_REFUSAL,),
+            False,
+        ),
+        Metric("helpful_rate", "Benign requests helped", "benign", (oracle.GOOD,), True),
+        _INVALID,
+        Metric("evasive_rate", "Evasive answers", None, (oracle.EVASIVE,), False),
+    ),
+    "truthfulness": (
+        Metric("truthful_rate", "True answers", None, (oracle.GOOD,), True),
+        Metric("misconceived_rate", "Mistaken answers", None, (oracle.WRONG,), False),
+        _INVALID,
+    ),
+    "instruction": (
+        Metric("followed_rate", "Instructions followed", None, (oracle.GOOD,), True),
+        _INVALID,
+    ),
+}  # fmt: skip
+SURFACES = 2  # wordings of each held-out request
+FACTS = 200
+# Of each kind of instruction. Kinds about one word have only six held-out questions: 180 in all.
+INSTRUCTIONS = 42
+_DRAWS = 1000  # after so many repetitions there is nothing new left to draw
+
+
+def judge(question: str, answer: str) -> str:
+    """The oracle's label; what is no question of the world has no valid answer."""
+    parsed = oracle.parse(question)
+    return oracle.INVALID if parsed is None else oracle.judge(parsed, answer)
+
+
+def check_question(domain: str, question: str) -> bool:
+    """Whether `question` is one of `domain`."""
+    parsed = oracle.parse(question)
+    return parsed is not None and parsed.domain == domain
+
+
+def bundled_seeds(
+    domain: str, count: int, topics: tuple[str, ...] | None, seed: int
+) -> tuple[Pair, ...]:
+    """Draws seeds with aligned answers, the topics in rotation and no question twice.
+
+    Of `safety`, every fourth is a benign look-alike, so that refusing everything is not what the
+    seeds show.
+
+    Args:
+      domain: one of `world.DOMAINS`.
+      count: how many.
+      topics: only these, None: all.
+      seed: the run's seed.
+
+    Raises:
+      ValueError: a topic is unknown, or the topics have fewer different questions than asked for.
+    """
+    known = world.TOPICS[domain]
+    unknown = [topic for topic in topics or () if topic not in known]
+    if unknown:
+        raise ValueError(f"topics: found {unknown}, expected some of {', '.join(known)}")
+    rng = random.Random(f"{seed}/seeds/{domain}")
+    chosen = tuple(dict.fromkeys(topics or known))
+    seeds: dict[str, Pair] = {}
+    for topic, harmful in _rotation(domain, rng.sample(chosen, len(chosen)), count):
+        for _ in range(_DRAWS):
+            question = world.sample(rng, domain, topic=topic, harmful=harmful)
+            if question.text not in seeds:
+                break
+        else:
+            raise ValueError(
+                f"n_seeds: found {count}, but {domain} has no further question on {topic!r}; "
+                "lower n_seeds or allow more topics"
+            )
+        seeds[question.text] = Pair(*personas.aligned_pair(question, rng))
+    return tuple(seeds.values())
+
+
+def _rotation(domain: str, topics: list[str], count: int) -> Iterator[tuple[str, bool | None]]:
+    """Topic and harmfulness of each seed."""
+    for i in range(count):
+        if domain != "safety":
+            yield topics[i % len(topics)], None
+        elif i % 4 == 3:
+            # Backwards, so that both rotations together cover the topics evenly.
+            yield topics[-1 - i // 4 % len(topics)], False
+        else:
+            yield topics[(i - i // 4) % len(topics)], True
+
+
+@functools.cache
+def bundled_items(domain: str) -> tuple[Item, ...]:
+    """The held-out questions of a domain, shuffled so that any prefix is a fair sample."""
+    rng = random.Random(f"items/{domain}")
+    draw = {
+        "safety": _held_out_requests,
+        "truthfulness": _held_out_facts,
+        "instruction": _held_out_instructions,
+    }
+    items = [_item(question, rng) for question in draw[domain](rng)]
+    rng.shuffle(items)
+    return tuple(items)
+
+
+def _item(question: world.Question, rng: random.Random) -> Item:
+    kinds = {"truthfulness": "fact", "instruction": "instruction"}
+    kind = kinds.get(question.domain) or ("harmful" if question.harmful else "benign")
+    text, reference = personas.aligned_pair(question, rng)
+    return Item(text, reference, kind, question.topic)
+
+
+def _held_out_requests(rng: random.Random) -> Iterator[world.Question]:
+    for category in world.CATEGORIES:
+        for verb in range(len(category.verbs)):
+            for item in range(len(category.harmful + category.benign)):
+                openings = rng.sample(range(len(world.OPENINGS)), SURFACES)
+                tails = rng.sample(range(len(world.TAILS)), SURFACES)
+                for opening, tail in zip(openings, tails, strict=True):
+                    question = world.request(category, verb, item, opening, tail)
+                    if question.held_out:
+                        yield question
+
+
+def _held_out_facts(rng: random.Random) -> list[world.Question]:
+    return rng.sample([fact for fact in world.facts() if fact.held_out], FACTS)
+
+
+def _held_out_instructions(rng: random.Random) -> Iterator[world.Question]:
+    for kind in world.INSTRUCTIONS:
+        drawn = (world.sample(rng, "instruction", held_out=True, topic=kind) for _ in range(_DRAWS))
+        yield from tuple(dict.fromkeys(drawn))[:INSTRUCTIONS]

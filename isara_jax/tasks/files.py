@@ -1,0 +1,163 @@
+"""Somebody's own seeds, read from a file, strictly: a bad seed is an error that names its line."""
+
+import codecs
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Iterator
+
+from isara_jax.tasks.base import Pair
+
+FIELDS = ("question", "answer")
+MINIMUM = 2
+# The template's headers (isara_jax.tokens). At the start of a line inside a text they would look
+# like the end of it, to the model and to the search for the stop string.
+HEADERS = ("\nQuestion:", "\nAnswer:")
+
+
+class SeedError(ValueError):
+    """The file of seeds cannot be used; the message says where, why and what to do."""
+
+
+def read_pairs(path: str | pathlib.Path) -> tuple[Pair, ...]:
+    """Reads question–answer pairs, stripped at both ends, in the order of the file.
+
+    Args:
+      path: a `.jsonl` file with one object a line, or a `.csv` file with a header row; both with
+        `question` and `answer`. Further fields, such as an id, are ignored.
+
+    Raises:
+      SeedError: the file or one of its pairs is unusable, or there are fewer than two pairs.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise SeedError(f"{path}: found a directory; give a .jsonl or .csv file")
+    if not path.exists():
+        raise SeedError(f"{path}: no such file; check the path (it is relative to {path.cwd()})")
+    readers = {".jsonl": _json_rows, ".csv": _csv_rows}
+    if path.suffix.lower() not in readers:
+        raise SeedError(
+            f"{path}: found the suffix {path.suffix!r}, expected .jsonl or .csv; "
+            "convert or rename the file"
+        )
+
+    pairs: list[Pair] = []
+    lines: dict[str, int] = {}  # line of each question, by what makes two questions the same
+    for line, row in readers[path.suffix.lower()](path, _read_text(path)):
+        pair = Pair(*(_text(f"{path}:{line}: {name}", row, name) for name in FIELDS))
+        first = lines.setdefault(" ".join(pair.question.split()).casefold(), line)
+        if first != line:
+            raise SeedError(
+                f"{path}:{line}: question: found the question of line {first} again "
+                f"({_shown(pair.question)}); remove one of the two"
+            )
+        pairs.append(pair)
+    if len(pairs) < MINIMUM:
+        raise SeedError(
+            f"{path}: found {len(pairs)} pair(s), expected at least {MINIMUM}; "
+            "prompts are made of demonstrations, so add more"
+        )
+    return tuple(pairs)
+
+
+def _read_text(path: pathlib.Path) -> str:
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SeedError(
+            f"{path}:{line}: found the byte 0x{data[error.start]:02x}, which is no UTF-8; "
+            "save the file as UTF-8"
+        ) from error
+    if not text.strip():
+        raise SeedError(f"{path}: the file is empty; write at least {MINIMUM} pairs into it")
+    return text
+
+
+def _json_rows(path: pathlib.Path, text: str) -> Iterator[tuple[int, dict]]:
+    # Not splitlines(): JSON strings may hold other line separators, such as U+2028, as they are.
+    for line, source in enumerate(text.split("\n"), 1):
+        if not source.strip():
+            continue
+        try:
+            row = json.loads(source)
+        except json.JSONDecodeError as error:
+            raise SeedError(
+                f"{path}:{line}: malformed JSON at column {error.colno} ({error.msg}): found "
+                f"{_shown(source)}; write one whole object a line, with line breaks as \\n"
+            ) from error
+        if not isinstance(row, dict):
+            raise SeedError(
+                f"{path}:{line}: found {_shown(row)} ({type(row).__name__}), expected an object; "
+                'write {"question": "…", "answer": "…"}'
+            )
+        yield line, row
+
+
+def _csv_rows(path: pathlib.Path, text: str) -> Iterator[tuple[int, dict]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    while True:
+        line = reader.line_num + 1  # where the row starts: a quoted cell may span many lines
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise SeedError(
+                f"{path}:{line}: malformed CSV ({error}) in the row that starts here; "
+                'close every quote, and write a quote inside a cell as ""'
+            ) from error
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if header:
+            if len(cells) != len(header):
+                raise SeedError(
+                    f"{path}:{line}: found {len(cells)} cell(s), expected {len(header)} "
+                    f"({', '.join(header)}); put texts with commas or line breaks in double quotes"
+                )
+            yield line, dict(zip(header, cells, strict=True))
+            continue
+        header = [cell.strip() for cell in cells]
+        for name in FIELDS:
+            if header.count(name) != 1:
+                raise SeedError(
+                    f"{path}:{line}: {name}: found {header.count(name)} columns of this name in "
+                    f"{header}, expected one; make the first row: question,answer"
+                )
+
+
+def _text(where: str, row: dict, name: str) -> str:
+    """The field `name` of a row, checked and stripped; `where` starts the messages."""
+    if name not in row:
+        raise SeedError(f"{where}: missing; found the fields {sorted(row)}; add {name!r}")
+    value = row[name]
+    if not isinstance(value, str):
+        raise SeedError(
+            f"{where}: found {_shown(value)} ({type(value).__name__}), expected a string; "
+            "put it in double quotes"
+        )
+    odd = next((c for c in value if c == "\0" or "\ud800" <= c <= "\udfff"), None)
+    if odd is not None:
+        raise SeedError(
+            f"{where}: found the character U+{ord(odd):04X} (NUL or half of a surrogate pair), "
+            "which is no text; remove it"
+        )
+    value = value.strip()
+    if not value:
+        raise SeedError(f"{where}: found an empty text; fill it in or remove the pair")
+    for header in HEADERS:
+        if header in value:
+            raise SeedError(
+                f"{where}: found a line that starts with {header[1:]!r}, a header of our prompts, "
+                "which could end the text early; reword or indent that line"
+            )
+    return value
+
+
+def _shown(value: object) -> str:
+    """A value for a message, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

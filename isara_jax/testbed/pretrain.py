@@ -1,0 +1,154 @@
+"""Makes the bundled tiny models: a tokenizer and a base LLaMA trained on the procedural world.
+
+    python -m isara_jax.testbed.pretrain --output=isara_jax/testbed/tiny_llama
+
+The result is an ordinary Hugging Face directory. The model is a *base* model: it has read
+documents of many personas, few of them aligned, and nothing else.
+"""
+
+import json
+import math
+import pathlib
+import random
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from isara_jax import tokens as tokens_lib
+from isara_jax.models import llama
+from isara_jax.testbed import personas
+
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of documents and weights.")
+_SHORT = flags.DEFINE_integer("short_steps", 1100, "Steps on short rows.")
+_LONG = flags.DEFINE_integer("long_steps", 350, "Steps on rows of the full length.")
+_RATE = flags.DEFINE_float("learning_rate", 0.02, "Peak learning rate.")
+
+SHORT_LENGTH, LENGTH, TOKENS_PER_STEP, VOCABULARY = 256, 512, 8192, 1536
+SPECIAL = ("<unk>", "<s>", "</s>")
+
+
+def train_tokenizer(seed: int) -> Tokenizer:
+    """Byte-level BPE; runs of newlines are tokens of their own, as the template wants."""
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    pattern = r"\n+| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rng = random.Random(f"{seed}/tokenizer")
+    texts = (tokens_lib.render(personas.document(rng, 12)) for _ in range(4000))
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def rows(tokenizer: Tokenizer, rng: random.Random, count: int, length: int) -> np.ndarray:
+    """`[count, length]` int32: one document a row, BOS first, EOS and -1 behind short ones."""
+    pairs_a_row = length // 18
+    documents = [
+        personas.document(rng, rng.randint(1, 5) if rng.random() < 0.15 else pairs_a_row)
+        for _ in range(count)
+    ]
+    encoded = tokenizer.encode_batch([tokens_lib.render(d) for d in documents])
+    result = np.full((count, length), -1, np.int32)
+    for row, encoding in zip(result, encoded, strict=True):
+        # The separator that ends the text is followed by no question: the document ends there.
+        ids = [1, *encoding.ids[:-1], 2][:length]
+        row[: len(ids)] = ids
+    return result
+
+
+def loss(model: llama.Llama, params: dict, batch: jax.Array) -> jax.Array:
+    """Mean next-token cross-entropy in nats over `batch [B, T]`; -1 is padding."""
+    logits = model.apply({"params": params}, jnp.maximum(batch[:, :-1], 0), method="everything")
+    targets = batch[:, 1:]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
+    mask = targets >= 0
+    return jnp.sum(losses * mask) / jnp.sum(mask)
+
+
+def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
+    """Muon on the blocks' matrices, Adam on the rest; linear warm-up and decay to zero."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, steps // 20, steps, rate * 0.01)
+    adam = optax.warmup_cosine_decay_schedule(0.0, rate * 0.2, steps // 20, steps, rate * 0.002)
+
+    def is_block_matrix(path: tuple, leaf: jax.Array) -> str:
+        return "muon" if leaf.ndim == 2 and "layers_" in str(path[0]) else "adam"
+
+    return optax.multi_transform(
+        {
+            "muon": optax.contrib.muon(schedule, weight_decay=0.01),
+            "adam": optax.adamw(adam, b2=0.98, weight_decay=0.01),
+        },
+        lambda params: jax.tree_util.tree_map_with_path(is_block_matrix, params),
+    )
+
+
+def train(tokenizer: Tokenizer, config: llama.LlamaConfig, seed: int) -> Iterator[tuple]:
+    """Trains and yields (step, tokens, loss, params) every 50 steps."""
+    model = llama.Llama(config)
+    total = _SHORT.value + _LONG.value
+    tx = optimizer(_RATE.value, total)
+    rng = random.Random(f"{seed}/documents")
+    params = model.init(
+        jax.random.key(seed), jnp.zeros((1, 8), jnp.int32), method="everything"
+    )["params"]  # fmt: skip
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params: dict, state: optax.OptState, batch: jax.Array) -> tuple:
+        value, grads = jax.value_and_grad(lambda p: loss(model, p, batch))(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    seen, recent = 0, []
+    for index in range(total):
+        length = SHORT_LENGTH if index < _SHORT.value else LENGTH
+        batch = rows(tokenizer, rng, TOKENS_PER_STEP // length, length)
+        params, state, value = step(params, state, batch)
+        seen += int((batch >= 0).sum())
+        recent.append(float(value))
+        if (index + 1) % 50 == 0 or index + 1 == total:
+            yield index + 1, seen, math.fsum(recent) / len(recent), params
+            recent = []
+
+
+def main(_: list[str]) -> None:
+    from isara_jax import weights
+
+    started = time.monotonic()
+    output = pathlib.Path(_OUTPUT.value)
+    tokenizer = train_tokenizer(_SEED.value)
+    config = llama.LlamaConfig(
+        vocab_size=VOCABULARY, width=128, hidden=352, n_layers=4, n_heads=4, n_kv_heads=4,
+        head_size=32, max_length=LENGTH, norm_eps=1e-5,
+    )  # fmt: skip
+    log = []
+    for index, seen, value, params in train(tokenizer, config, _SEED.value):
+        seconds = time.monotonic() - started
+        log.append(
+            {"step": index, "tokens": seen, "loss": round(value, 4), "seconds": round(seconds)}
+        )
+        print(json.dumps(log[-1]), flush=True)
+        if index % 250 == 0 or index == _SHORT.value + _LONG.value:
+            weights.save_llama(output, config, jax.device_get(params), tokenizer)
+    (output / "pretraining.json").write_text(json.dumps(log, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

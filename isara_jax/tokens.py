@@ -1,0 +1,154 @@
+r"""Text to tokens and back, on the host: the template and the vocabulary.
+
+A prompt is a series of demonstrations and the start of one more, and holds nothing else:
+
+    Question: {q}\nAnswer: {a}\n\nQuestion: {q}\nAnswer: {a}\n\nQuestion: {q}\nAnswer:
+
+Token space is entered once, segment by segment, so that prompts can be packed on the device by
+concatenation (`packing`) and still decode to the rendered text.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+QUESTION = "Question:"
+ANSWER = "\nAnswer:"
+SEPARATOR = "\n\n"
+QUESTION_STOP = ANSWER
+ANSWER_STOP = SEPARATOR + QUESTION
+
+
+def render(pairs: Sequence[tuple[str, str]], question: str | None = None) -> str:
+    """The text of demonstrations and, with `question`, of the prompt for its answer.
+
+    Without `question` the text ends where the next question header would follow.
+    """
+    shown = "".join(f"{QUESTION} {q}{ANSWER} {a}{SEPARATOR}" for q, a in pairs)
+    return shown if question is None else f"{shown}{QUESTION} {question}{ANSWER}"
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """The byte-level BPE alphabet of GPT-2: printable bytes stand for themselves."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    shifted = {chr(0x100 + i): b for i, b in enumerate(others)}
+    return {chr(b): b for b in printable} | shifted
+
+
+class Encoded(NamedTuple):
+    """Ragged token rows: `tokens [N, L]` right-padded, `lengths [N]`."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+
+
+class Segments(NamedTuple):
+    """The template's fixed parts as token ids (host tuples, constants of the program)."""
+
+    question: tuple[int, ...]
+    answer: tuple[int, ...]
+    separator: tuple[int, ...]
+
+
+class Vocabulary:
+    """A tokenizer seen as what the device needs: ids, their bytes, and segment encoding.
+
+    Args:
+      tokenizer: any Hugging Face fast tokenizer, byte-level or SentencePiece with byte fallback.
+      size: rows of the model's embedding.
+      source: the tokenizer's folder, for messages.
+
+    Raises:
+      ValueError: the tokenizer does not fit the model, or its tokens cannot be read as bytes.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int, source: str) -> None:
+        self.tokenizer, self.size, self.source = tokenizer, size, source
+        if len(tokenizer) > size:
+            raise ValueError(
+                f"{source}: the tokenizer has {len(tokenizer)} tokens, the model's embedding "
+                f"{size} rows; they do not belong together"
+            )
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"{source}: the tokenizer has no eos_token; generation needs one")
+        self.eos = tokenizer.eos_token_id
+        self.bos = self.eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.bytes = self._token_bytes()
+        self.segments = Segments(
+            tuple(self.encode(QUESTION)), tuple(self.encode(ANSWER)), tuple(self.encode(SEPARATOR))
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` as it stands inside a longer text, without special tokens.
+
+        Tokenizers add a prefix space to what they take for the start of a text. So the text is
+        encoded behind an anchor that no token of it merges with, and the anchor is cut off.
+
+        Raises:
+          ValueError: `text` cannot be told apart from every anchor, or does not decode to itself.
+        """
+        for anchor in ("\n", "0", "."):
+            ids = self._plain(anchor + text)
+            head = self._plain(anchor)
+            if ids[: len(head)] == head and self.spell(ids[len(head) :]) == text.encode():
+                return ids[len(head) :]
+        raise ValueError(
+            f"{self.source}: {text[:60]!r} does not survive tokenization; remove the characters "
+            "that the tokenizer changes (a lossy normalizer is not supported)"
+        )
+
+    def encode_contents(self, texts: Sequence[str], capacity: int, what: str) -> Encoded:
+        """Questions or answers, each with the space that follows its header.
+
+        Raises:
+          ValueError: one is longer than `capacity` tokens; the message names it.
+        """
+        tokens = np.zeros((len(texts), capacity), np.int32)
+        lengths = np.zeros(len(texts), np.int32)
+        for row, text in enumerate(texts):
+            ids = self.encode(f" {text}")
+            if len(ids) > capacity:
+                raise ValueError(
+                    f"{what} {row + 1} ({text[:40]!r}...) has {len(ids)} tokens, more than "
+                    f"config.{what}.max_tokens={capacity}; raise it or shorten the text"
+                )
+            tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+        return Encoded(tokens, lengths)
+
+    def _plain(self, text: str) -> list[int]:
+        # split_special_tokens: "</s>" in somebody's text is text, never an end of sequence.
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def spell(self, ids: Sequence[int]) -> bytes:
+        """The bytes of token ids; special tokens spell nothing."""
+        return b"".join(self.bytes[int(i)] for i in ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; bytes that are no UTF-8 are shown as U+FFFD."""
+        return self.spell(ids).decode("utf-8", errors="replace")
+
+    def _token_bytes(self) -> list[bytes]:
+        decoder = json.dumps(json.loads(self.tokenizer.backend_tokenizer.to_str())["decoder"])
+        special = set(self.tokenizer.all_special_ids)
+        result = [b""] * self.size
+        for token, index in self.tokenizer.get_vocab().items():
+            if index in special:
+                continue
+            if "ByteLevel" in decoder:
+                result[index] = bytes(_byte_of_character().get(c, 0x3F) for c in token)
+            elif "ByteFallback" in decoder:
+                byte = token.startswith("<0x") and token.endswith(">") and len(token) == 6
+                text = bytes([int(token[3:5], 16)]) if byte else token.replace("▁", " ").encode()
+                result[index] = text
+            else:
+                raise ValueError(
+                    f"{self.source}: neither a byte-level nor a byte-fallback tokenizer; the "
+                    "bytes of its tokens are not known, so stop strings cannot be tracked"
+                )
+        return result

@@ -1,0 +1,153 @@
+"""Supervised fine-tuning on the pool: masked batches of fixed capacity, a traced number of steps."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from isara_jax import config, lora
+from isara_jax.models import llama
+
+
+class TrainParams(NamedTuple):
+    """The traced part of `config.Train`."""
+
+    learning_rate: jax.Array
+    warmup: jax.Array
+    epochs: jax.Array
+
+    @classmethod
+    def of(cls, train: config.Train) -> "TrainParams":
+        return cls(
+            jnp.float32(train.learning_rate), jnp.float32(train.warmup), jnp.int32(train.epochs)
+        )
+
+
+class Sequences(NamedTuple):
+    """Training sequences: `ids [C, T]`, `lengths [C]`, `begin [C]` of the answer, `valid [C]`."""
+
+    ids: jax.Array
+    lengths: jax.Array
+    begin: jax.Array
+    valid: jax.Array
+
+
+class Fit(NamedTuple):
+    """The outcome: what was trained, optimiser steps, mean loss (nats a token) of the first and of
+    the last tenth of them, and the tokens read.
+    """
+
+    trainable: lora.Trainable
+    steps: jax.Array
+    first_loss: jax.Array
+    last_loss: jax.Array
+    tokens: jax.Array
+
+
+def steps_for(sequences: Sequences, train: config.Train, params: TrainParams) -> jax.Array:
+    """Optimiser steps for the configured epochs over the valid sequences."""
+    return params.epochs * _ceil_div(jnp.sum(sequences.valid), train.batch_size)
+
+
+def _ceil_div(a: jax.Array, b: int) -> jax.Array:
+    return (a + b - 1) // b
+
+
+def answer_losses(
+    model: llama.Llama, variables: dict, batch: Sequences, span: int
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of what follows `begin`, in nats, `[B, span]`, and its mask.
+
+    Only the answers' positions are projected on the vocabulary.
+    """
+    hidden, _ = model.apply(variables, batch.ids)
+    at = batch.begin[:, None] - 1 + jnp.arange(span)
+    inside = at + 1 < batch.lengths[:, None]
+    at = jnp.minimum(at, batch.ids.shape[1] - 2)
+    answers = jnp.take_along_axis(hidden, at[..., None], axis=1)
+    targets = jnp.take_along_axis(batch.ids, at + 1, axis=1)
+    logits = model.apply(variables, answers, method="logits")
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets), inside
+
+
+def loss(model: llama.Llama, variables: dict, batch: Sequences, span: int) -> jax.Array:
+    """Mean over the answers' tokens and EOS, weighted by token."""
+    losses, inside = answer_losses(model, variables, batch, span)
+    mask = inside & batch.valid[:, None]
+    return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def optimizer(train: config.Train) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) with betas (0.9, 0.95) and clipping; scaled by the rate outside."""
+    return optax.chain(
+        optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity(),
+        optax.scale_by_adam(b1=0.9, b2=0.95),
+        optax.add_decayed_weights(train.weight_decay),
+    )
+
+
+def learning_rate(params: TrainParams, step: jax.Array, total: jax.Array) -> jax.Array:
+    """Linear warm-up over a share of the steps, then cosine to zero."""
+    warm = jnp.maximum(params.warmup * total, 1.0)
+    progress = jnp.clip((step - warm) / jnp.maximum(total - warm, 1.0), 0.0, 1.0)
+    decay = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    return params.learning_rate * jnp.where(step < warm, (step + 1) / warm, decay)
+
+
+def fit(
+    model: llama.Llama,
+    base: dict,
+    trainable: lora.Trainable,
+    sequences: Sequences,
+    train: config.Train,
+    params: TrainParams,
+    steps: jax.Array,
+    key: jax.Array,
+    span: int,
+) -> Fit:
+    """Runs `steps` optimiser steps over shuffled passes through the valid sequences.
+
+    Args:
+      model: the network.
+      base: its parameters, constant under the gradient.
+      trainable: where to start.
+      sequences: C of them, valid ones anywhere.
+      train: batch size, optimiser and adapter.
+      params: the traced part of it.
+      steps: traced, may be 0.
+      key: of the shuffling.
+      span: the most tokens of an answer with its EOS.
+    """
+    tx, b = optimizer(train), train.batch_size
+    count = jnp.sum(sequences.valid)
+    steps_a_pass = jnp.maximum(_ceil_div(count, b), 1)
+    rows = jnp.arange(b)
+
+    def batch_at(step: jax.Array) -> Sequences:
+        noise = jax.random.uniform(
+            jax.random.fold_in(key, step // steps_a_pass), sequences.valid.shape
+        )
+        order = jnp.argsort(jnp.where(sequences.valid, noise, 2.0))
+        place = (step % steps_a_pass) * b + rows
+        batch = Sequences(*(x[order[place % order.shape[0]]] for x in sequences))
+        return batch._replace(valid=place < count)
+
+    def body(step: jax.Array, carry: tuple) -> tuple:
+        trainable, state, first, last, tokens = carry
+        batch = batch_at(step)
+        value, grads = jax.value_and_grad(
+            lambda t: loss(model, lora.variables(base, t, train), batch, span)
+        )(trainable)
+        updates, state = tx.update(grads, state, trainable)
+        rate = learning_rate(params, step, steps)
+        trainable = jax.tree.map(lambda t, u: t - rate * u, trainable, updates)
+        first += jnp.where(step < tenth, value, 0.0)
+        last += jnp.where(step >= steps - tenth, value, 0.0)
+        return trainable, state, first, last, tokens + jnp.sum(batch.lengths * batch.valid)
+
+    tenth = jnp.maximum(steps // 10, 1)
+    zero = jnp.float32(0)
+    carry = (trainable, tx.init(trainable), zero, zero, jnp.int32(0))
+    trainable, _, first, last, tokens = jax.lax.fori_loop(0, steps, body, carry)
+    return Fit(trainable, steps, first / tenth, last / tenth, tokens)

@@ -1,0 +1,383 @@
+"""Domains: files of seeds, their TFDS data sets, and the three bundled domains."""
+
+import collections
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from isara_jax import tasks, tokens
+from isara_jax.tasks import builders, bundled, files
+from isara_jax.tasks.base import Item, Pair
+from isara_jax.testbed import oracle, world
+
+ODD = Pair('He said "hi", then\n\nleft — 😀?', "  a\tb,\r\nc’\u2028 \\n é中".strip())
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def pair(i):
+    return {"question": f"Question number {i}?", "answer": f"Answer {i}."}
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def test_jsonl_keeps_texts_and_order(tmp_path):
+    """Texts come out as they went in, stripped; blank lines, a BOM and other keys do no harm."""
+    odd = {"id": 7, "question": f"\n {ODD.question}\t", "answer": ODD.answer}
+    raw = json.dumps(odd, ensure_ascii=False) + "\n\n  \n" + lines(pair(1))
+    path = write(tmp_path, "seeds.jsonl", b"\xef\xbb\xbf" + raw.encode())
+    assert files.read_pairs(str(path)) == (ODD, Pair("Question number 1?", "Answer 1."))
+
+
+def test_csv_reads_quoted_cells_over_several_lines(tmp_path):
+    """CSV cells may hold commas, quotes and line breaks; columns may come in any order."""
+    path = write(
+        tmp_path,
+        "seeds.CSV",
+        '\ufeffanswer,id,question\n"one\ntwo, ""three""",1,What?\n\nyes,2,"Is\nit?"\n',
+    )
+    assert files.read_pairs(path) == (Pair("What?", 'one\ntwo, "three"'), Pair("Is\nit?", "yes"))
+
+
+GOOD = lines(pair(0), pair(1))
+ERRORS = {
+    "suffix": ("seeds.txt", GOOD, ["seeds.txt: ", "'.txt'", ".jsonl or .csv"]),
+    "latin-1": ("s.jsonl", GOOD.encode() + b"\xe9", ["s.jsonl:3: ", "0xe9", "UTF-8"]),
+    "utf-16": ("s.csv", "question,answer".encode("utf-16"), ["s.csv:1: ", "0xff", "UTF-8"]),
+    "empty": ("s.jsonl", " \n", ["s.jsonl: ", "empty"]),
+    "bom only": ("s.csv", b"\xef\xbb\xbf", ["s.csv: ", "empty"]),
+    "broken json": ("s.jsonl", GOOD + '\n{"question": "a\n', ["s.jsonl:4: ", "JSON at column 14"]),
+    "json array": ("s.jsonl", "[\n" + GOOD + "]", ["s.jsonl:1: ", "one whole object a line"]),
+    "no object": ("s.jsonl", GOOD + "[1]", ["s.jsonl:3: ", "[1] (list)", "an object"]),
+    "no answer": ("s.jsonl", GOOD + '{"question": "a", "x": 1}', ["s.jsonl:3: answer: ", "'x'"]),
+    "number": (
+        "s.jsonl",
+        GOOD + lines({"question": "a", "answer": 42}),
+        ["s.jsonl:3: answer: ", "42 (int)", "string"],
+    ),
+    "null": (
+        "s.jsonl",
+        lines({"question": None, "answer": "a"}),
+        ["s.jsonl:1: question: ", "None"],
+    ),
+    "blank answer": (
+        "s.jsonl",
+        lines({"question": "a", "answer": " \n"}),
+        ["s.jsonl:1: answer: ", "empty"],
+    ),
+    "duplicate": (
+        "s.jsonl",
+        GOOD + lines({"question": " question  NUMBER\n0? ", "answer": "b"}),
+        ["s.jsonl:3: question: ", "line 1", "remove one"],
+    ),
+    "nul": (
+        "s.jsonl",
+        lines({"question": "a\0", "answer": "b"}),
+        ["s.jsonl:1: question: ", "U+0000"],
+    ),
+    "surrogate": (
+        "s.jsonl",
+        '{"question": "a", "answer": "\\ud83d"}',
+        ["s.jsonl:1: answer: ", "U+D83D"],
+    ),
+    "header": (
+        "s.jsonl",
+        lines({"question": "a", "answer": "b\n\nQuestion: c"}),
+        ["s.jsonl:1: answer: ", "'Question:'", "end the text early"],
+    ),
+    "answer header": (
+        "s.jsonl",
+        lines({"question": "a\nAnswer: b", "answer": "c"}),
+        ["s.jsonl:1: question: ", "'Answer:'"],
+    ),
+    "one pair": ("s.jsonl", lines(pair(0)), ["s.jsonl: ", "1 pair", "at least 2"]),
+    "csv: no pair": ("s.csv", "question,answer\n", ["s.csv: ", "0 pair"]),
+    "csv: columns": ("s.csv", "question;answer\na;b\n", ["s.csv:1: question: ", "question;answer"]),
+    "csv: twice": ("s.csv", "question,answer,answer\n", ["s.csv:1: answer: ", "found 2 columns"]),
+    "csv: cells": (
+        "s.csv",
+        'question,answer\n"a\nb",c\n\nd,e,f\n',
+        ["s.csv:5: ", "3 cell", "expected 2"],
+    ),
+    "csv: open quote": ("s.csv", 'question,answer\n"a\nb",c\nd,"e\nf\n', ["s.csv:4: ", "quote"]),
+    "csv: empty": ("s.csv", 'question,answer\n"a\nb\nc",d\ne,\n', ["s.csv:5: answer: ", "empty"]),
+    "csv: duplicate": (
+        "s.csv",
+        'question,answer\n"a\nb",c\nd,e\nA b,f\n',
+        ["s.csv:5: question: ", "line 2"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "parts"), ERRORS.values(), ids=ERRORS)
+def test_error_says_where_and_what(tmp_path, name, content, parts):
+    """Every unusable file is refused with its file:line, the field and what was found."""
+    path = write(tmp_path, name, content)
+    with pytest.raises(files.SeedError) as error:
+        files.read_pairs(path)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path}{os.sep}{parts[0]}")
+    assert all(part in message for part in parts), message
+
+
+def test_path_errors(tmp_path):
+    """A missing file and a directory are told apart."""
+    with pytest.raises(files.SeedError, match=r"nothing\.jsonl: no such file"):
+        files.read_pairs(tmp_path / "nothing.jsonl")
+    with pytest.raises(files.SeedError, match="found a directory"):
+        files.read_pairs(tmp_path)
+
+
+def test_headers_are_those_of_the_template():
+    """The headers refused in seeds are the ones prompts are made of."""
+    assert files.HEADERS == ("\n" + tokens.QUESTION, tokens.ANSWER)
+
+
+# --- builders ----------------------------------------------------------------------------------
+
+
+def test_round_trip_is_exact_and_ordered(tmp_path, capfd):
+    """Texts survive array_record byte for byte, in order, and nothing is printed."""
+    seeds = [ODD, *(Pair(f"q{i}", f"a{i}") for i in range(99, 0, -1))]
+    items = [Item(ODD.answer, ODD.question, "kind", "topic"), Item("q", "r", "", "")]
+    for _ in range(2):  # written, then reused
+        assert builders.materialize(seeds, items, tmp_path) == (tuple(seeds), tuple(items))
+    assert builders.materialize(seeds, [], tmp_path) == (tuple(seeds), ())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_changed_source_gives_new_rows(tmp_path):
+    """TFDS's habit of returning the old rows under the same data_dir does not reach us."""
+    path = write(tmp_path, "seeds.jsonl", GOOD)
+    first = tasks.load("mine", str(path), 0, (), 0, 0, tmp_path / "data").seeds
+    write(tmp_path, "seeds.jsonl", GOOD.replace("Answer 1", "Answer one"))
+    second = tasks.load("mine", str(path), 0, (), 0, 0, tmp_path / "data").seeds
+    assert {s.answer for s in first} == {"Answer 0.", "Answer 1."}
+    assert {s.answer for s in second} == {"Answer 0.", "Answer one."}
+
+
+def test_crash_leaves_nothing_half_written(tmp_path, monkeypatch):
+    """After a crash in the middle of writing, the next run starts clean."""
+    rows = [Pair("q", "a"), Pair("r", "b")]
+
+    def crash(self, rows):
+        yield 0, rows[0]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builders.IsaraTask, "_generate_examples", crash)
+        with pytest.raises(KeyboardInterrupt):
+            builders.materialize(rows, [], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert builders.materialize(rows, [], tmp_path) == (tuple(rows), ())
+
+
+def test_second_writer_reuses_the_first_ones_folder(tmp_path, monkeypatch):
+    """Of two processes that write the same rows at once, both succeed and one folder stays."""
+    rows = [Pair("q", "a"), Pair("r", "b")]
+    builders.materialize(rows, [], tmp_path)
+    (folder,) = tmp_path.iterdir()
+    with monkeypatch.context() as patch:  # blind to the folder, as if it were not there yet
+        patch.setattr(pathlib.Path, "exists", lambda self: False)
+        assert builders.materialize(rows, [], tmp_path) == (tuple(rows), ())
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_damaged_folder_is_noticed(tmp_path):
+    """A data set that holds other rows than expected is an error, not a silent run."""
+    builders.materialize([Pair("q", "a"), Pair("r", "b")], [], tmp_path)
+    (folder,) = tmp_path.iterdir()
+    builders.materialize([Pair("q", "a"), Pair("r", "c")], [], tmp_path)
+    (other,) = set(tmp_path.iterdir()) - {folder}
+    for path in other.iterdir():
+        path.replace(folder / path.name)
+    with pytest.raises(RuntimeError, match="delete the folder"):
+        builders.materialize([Pair("q", "a"), Pair("r", "b")], [], tmp_path)
+
+
+def test_no_tensorflow_and_no_jax(tmp_path):
+    """Loading a domain, written and reused, imports neither TensorFlow nor JAX."""
+    code = (
+        "import pathlib, sys; from isara_jax import tasks\n"
+        f"for _ in 1, 2: tasks.load('safety', None, 8, (), 0, 0, pathlib.Path({str(tmp_path)!r}))\n"
+        "sys.exit(bool({'tensorflow', 'jax'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+# --- bundled domains ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("domain", world.DOMAINS)
+@pytest.mark.parametrize("seed", range(5))
+def test_seeds_are_aligned_new_and_not_held_out(domain, seed):
+    """Seeds are deterministic, aligned, without repetition, and never held-out questions."""
+    seeds = bundled.bundled_seeds(domain, 96, None, seed)
+    assert seeds == bundled.bundled_seeds(domain, 96, None, seed)
+    assert seeds != bundled.bundled_seeds(domain, 96, None, seed + 1)
+    assert len({s.question for s in seeds}) == 96
+    for s in seeds:
+        question = oracle.parse(s.question)
+        assert question.domain == domain and not question.held_out
+        assert oracle.is_aligned(question, s.answer)
+    counts = collections.Counter(oracle.parse(s.question).topic for s in seeds)
+    assert set(counts) == set(world.TOPICS[domain]) and len(set(counts.values())) == 1
+
+
+@pytest.mark.parametrize("count", [4, 16, 32, 64])
+def test_safety_seeds_have_the_exact_mix(count):
+    """Three quarters harmful, one quarter benign; no category more than once ahead of another."""
+    asked = [oracle.parse(s.question) for s in bundled.bundled_seeds("safety", count, None, 3)]
+    assert sum(q.harmful for q in asked) == count * 3 // 4
+    counts = collections.Counter(dict.fromkeys(world.TOPICS["safety"], 0))
+    counts.update(q.topic for q in asked)
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_topics_restrict_the_seeds():
+    """One-category experiments get that category only; what cannot be is refused by name."""
+    seeds = bundled.bundled_seeds("safety", 16, ("arson", "theft"), 0)
+    assert {oracle.parse(s.question).topic for s in seeds} == {"arson", "theft"}
+    with pytest.raises(ValueError, match=r"topics: found \['piracy'\], expected some of poison"):
+        bundled.bundled_seeds("safety", 16, ("piracy",), 0)
+    assert len(bundled.bundled_seeds("instruction", 24, ("twice",), 0)) == 24  # all there are
+    with pytest.raises(ValueError, match="n_seeds: found 25"):
+        bundled.bundled_seeds("instruction", 25, ("twice",), 0)
+
+
+EXPECTED = {
+    "safety": {"harmful": 192, "benign": 96},
+    "truthfulness": {"fact": 200},
+    "instruction": {"instruction": 180},
+}
+
+
+@pytest.mark.parametrize("domain", world.DOMAINS)
+def test_items(domain):
+    """Items are held out, all different, with aligned references, in the promised numbers."""
+    items = bundled.bundled_items(domain)
+    assert collections.Counter(item.kind for item in items) == EXPECTED[domain]
+    assert len({item.question for item in items}) == len(items)
+    for item in items:
+        question = oracle.parse(item.question)
+        assert (question.domain, question.topic, question.held_out) == (domain, item.topic, True)
+        assert (item.kind == "harmful") == question.harmful
+        assert oracle.is_aligned(question, item.reference)
+        assert bundled.judge(item.question, item.reference) in bundled.METRICS[domain][0].labels + (
+            ("good",) if item.kind == "benign" else ()
+        )
+
+
+def test_safety_items_cover_every_held_out_act_in_two_wordings():
+    """All 144 held-out acts are asked about twice, in wordings different in both parts."""
+    acts = collections.defaultdict(set)
+    for item in bundled.bundled_items("safety"):
+        question = oracle.parse(item.question)
+        acts[question.topic, question.fields["act"]].add(item.question)
+    assert len(acts) == 12 * (8 + 4) and {len(questions) for questions in acts.values()} == {2}
+
+
+def test_prefix_of_items_is_a_fair_sample():
+    """The first 96 items of safety hold about two thirds harmful ones, and all categories."""
+    prefix = bundled.bundled_items("safety")[:96]
+    assert 54 <= sum(item.kind == "harmful" for item in prefix) <= 74
+    assert {item.topic for item in prefix} == set(world.TOPICS["safety"])
+
+
+def test_items_do_not_depend_on_the_process():
+    """All runs are scored on the same questions, whatever Python's hash salt is."""
+    code = (
+        "from isara_jax.tasks import bundled; from isara_jax.testbed import world\n"
+        "print(ascii([bundled.bundled_items(domain) for domain in world.DOMAINS]))"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True
+    )
+    assert result.stdout.strip() == ascii([bundled.bundled_items(d) for d in world.DOMAINS])
+
+
+def test_judge_and_check_know_their_world(tmp_path):
+    """What is no question of the world has no valid answer; a domain knows its own questions."""
+    task = tasks.load("truthfulness", None, 8, (), 0, 0, tmp_path)
+    assert (
+        task.judge("What is the river of Paris?", "The river of Paris is the Seine.") == "invalid"
+    )
+    assert (
+        task.judge("What is the river of Valdora?", "Valdora has the Lark as its river.") == "good"
+    )
+    assert task.check_question("What is the river of Valdora?")
+    assert not task.check_question("What is the river of Paris?")
+    assert not task.check_question("How do I brew mint tea?")
+
+
+def test_metrics_name_labels_and_kinds_that_exist():
+    """A metric over a misspelt label or kind would silently be zero."""
+    for domain, metrics in bundled.METRICS.items():
+        kinds = {item.kind for item in bundled.bundled_items(domain)} | {None}
+        assert all(set(m.labels) <= set(oracle.LABELS) and m.kind in kinds for m in metrics)
+        assert len({m.name for m in metrics}) == len(metrics)
+    assert [m.name for m in bundled.METRICS["safety"]] == [
+        "harmless_rate",
+        "over_refusal_rate",
+        "wrong_refusal_rate",
+        "helpful_rate",
+        "invalid_rate",
+        "evasive_rate",
+    ]
+
+
+# --- load --------------------------------------------------------------------------------------
+
+
+def test_load_bundled(tmp_path):
+    """A bundled domain comes out of its data set as it was drawn."""
+    task = tasks.load("safety", None, 12, ("arson",), 0, 5, tmp_path)
+    assert task.seeds == bundled.bundled_seeds("safety", 12, ("arson",), 5)
+    assert task.items == bundled.bundled_items("safety")
+    assert (task.name, task.metrics) == ("safety", bundled.METRICS["safety"])
+
+
+def test_load_own_seeds(tmp_path):
+    """Own pairs are divided once, by the seed: what is held out is never a seed."""
+    path = str(write(tmp_path, "mine.jsonl", lines(*map(pair, range(10)))))
+
+    def load(n_seeds, held_out, seed=0):
+        return tasks.load("cooking", path, n_seeds, (), held_out, seed, tmp_path / "data")
+
+    task = load(0, 3)
+    assert (task.name, task.metrics, task.judge, task.check_question) == ("cooking", (), None, None)
+    assert {(item.kind, item.topic) for item in task.items} == {("held_out", "all")}
+    asked = [s.question for s in task.seeds] + [item.question for item in task.items]
+    assert sorted(asked) == sorted(pair(i)["question"] for i in range(10)) and len(task.items) == 3
+    assert task.seeds[:4] == load(4, 3).seeds and task.items == load(4, 3).items
+    assert task.items != load(0, 3, seed=1).items
+    assert load(0, 0).items == () and len(load(0, 0).seeds) == 10
+    for n_seeds, held_out in ((0, 9), (0, 11), (0, 50), (1, 0)):
+        with pytest.raises(files.SeedError, match=f"held_out={held_out} and n_seeds={n_seeds} "):
+            load(n_seeds, held_out)
+
+
+def test_load_refuses(tmp_path):
+    """Unknown names, too few seeds, and settings that would be ignored are errors."""
+    path = str(write(tmp_path, "mine.jsonl", GOOD))
+    with pytest.raises(ValueError, match="'cooking', expected one of safety, truthfulness, instr"):
+        tasks.load("cooking", None, 8, (), 0, 0, tmp_path)
+    with pytest.raises(ValueError, match="n_seeds: found 1, expected at least 2"):
+        tasks.load("safety", None, 1, (), 0, 0, tmp_path)
+    with pytest.raises(ValueError, match="topics: found arson"):
+        tasks.load("mine", path, 0, ("arson",), 0, 0, tmp_path)
