@@ -56,9 +56,7 @@ class Program:
         return self.config.answer.max_tokens + 1
 
     def prompt_capacity(self, k: int, asked: int, generated: int, question: bool) -> int:
-        """Tokens of a prompt: as asked for, else what k of the longest pairs take, within the
-        model's length.
-        """
+        """Tokens of a prompt: as asked for, else k of the longest pairs, if the model has room."""
         tail = self.template.overhead(0) + (self.config.question.max_tokens if question else 0)
         room = self.model.config.max_length - generated
         return asked or min(k * self.pair_tokens + tail, room)

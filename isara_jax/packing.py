@@ -16,7 +16,7 @@ class Prompts(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Question–answer pairs as tokens: `question [N, Q]`, `answer [N, A]` and their lengths `[N]`."""
+    """Question–answer pairs as tokens: `question [N, Q]`, `answer [N, A]`, lengths `[N]`."""
 
     question: jax.Array
     question_length: jax.Array
@@ -91,7 +91,7 @@ def _demonstration(template: Template, pairs: Pairs, show_answer: bool) -> list[
 def demonstrations(
     template: Template, pairs: Pairs, *, capacity: int, show_answers: bool = True
 ) -> Part:
-    r"""Renders each pair as one segment `Question: q\nAnswer: a\n\n` of at most `capacity` ids."""
+    r"""Renders each pair as a segment `Question: q\nAnswer: a\n\n` of at most `capacity` ids."""
     return concatenate(_demonstration(template, pairs, show_answers), capacity)
 
 

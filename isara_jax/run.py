@@ -100,7 +100,7 @@ class _Run:
         self.progress.say(self._plan(done))
         self.progress.begin("\nCompiling")
         state = self._initial_state(done)
-        with metrics.MetricWriter(self.workdir, done or 0) as writer:
+        with metrics.MetricWriter(self.workdir, -1 if done is None else done) as writer:
             state = self._iterate(state, writer)
         return self._conclude(state)
 
@@ -375,11 +375,10 @@ def _minutes(s: Setup) -> str:
     """A rough forecast: the run's FLOPs at the rate of a matrix product on this machine."""
     c, p = s.config, s.program
     n = p.config.samples_per_iteration * c.iterations
-    prompts = p.prompt_capacity(
-        c.question.k, c.question.prompt_tokens, c.question.max_tokens, False
-    )
-    prompts += p.prompt_capacity(c.answer.k, c.answer.prompt_tokens, c.answer.max_tokens, True)
-    decoded = (c.question.max_tokens + c.answer.max_tokens) // 2
+    q, a = c.question, c.answer
+    prompts = p.prompt_capacity(q.k, q.prompt_tokens, q.max_tokens, question=False)
+    prompts += p.prompt_capacity(a.k, a.prompt_tokens, a.max_tokens, question=True)
+    decoded = (q.max_tokens + a.max_tokens) // 2
     kept = s.program.n_seeds * c.iterations + n * (c.iterations + 1) / 2 / c.iterations * 0.6
     trained = 2 * kept * c.train.epochs * p.train_tokens  # ISARA and the baseline of equal compute
     flops = 2 * s.n_params * (n * (prompts + decoded) + 3 * trained)

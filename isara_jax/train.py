@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the pool: masked batches of fixed capacity, a traced number of steps."""
+"""Supervised fine-tuning: masked batches of fixed capacity, a traced number of steps."""
 
 from typing import NamedTuple
 
@@ -34,8 +34,13 @@ class Sequences(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """The outcome: what was trained, optimiser steps, mean loss (nats a token) of the first and of
-    the last tenth of them, and the tokens read.
+    """The outcome of a fit.
+
+    Attributes:
+      trainable: what was trained.
+      steps: optimiser steps taken.
+      first_loss, last_loss: mean over the first and the last tenth of them, in nats a token.
+      tokens: read, padding not counted.
     """
 
     trainable: lora.Trainable

@@ -1,5 +1,7 @@
-"""Layers shared by the model families. Shapes: B batch, T tokens, S cache length, H heads,
-K key/value heads, h head size, D width, F hidden width, R LoRA rank, V vocabulary.
+"""Layers shared by the model families.
+
+Shapes: B batch, T tokens, S cache length, H heads, K key/value heads, h head size, D width,
+F hidden width, R LoRA rank, V vocabulary.
 """
 
 from typing import Any

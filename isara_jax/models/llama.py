@@ -46,7 +46,7 @@ class LlamaConfig:
         }
 
 
-# Fields of an HF config that change nothing here: bookkeeping, training-only, or generation defaults.
+# Fields of an HF config that change no logit: bookkeeping, training, generation defaults.
 _IGNORED = {
     "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label",
     "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions",

@@ -27,9 +27,8 @@ def _index() -> dict[str, world.Question]:
 @functools.cache
 def _instruction_patterns() -> dict[str, re.Pattern[str]]:
     words = "|".join(world.WORDS)
-    slots = {s: f"(?P<{s}>{words})" for s in "abc"} | {
-        "list": f"(?P<list>(?:{words})(?: (?:{words}))*)"
-    }
+    slots = {s: f"(?P<{s}>{words})" for s in "abc"}
+    slots["list"] = f"(?P<list>(?:{words})(?: (?:{words}))*)"
     patterns = {}
     for kind, (template, _) in world.INSTRUCTIONS.items():
         parts = re.split(r"\{(\w+)\}", template)
@@ -47,9 +46,7 @@ def parse(text: str) -> world.Question | None:
         match = pattern.fullmatch(text)
         if match:
             groups = match.groupdict()
-            words = (
-                groups["list"].split() if "list" in groups else [groups[s] for s in sorted(groups)]
-            )
+            words = groups["list"].split() if "list" in groups else list(groups.values())
             if len(words) <= len(world.NUMBERS):
                 return world.instruction(kind, tuple(words))
     return None

@@ -55,10 +55,8 @@ class Author:
     @classmethod
     def draw(cls, rng: random.Random) -> "Author":
         persona = rng.choices(PERSONAS, [p.share for p in PERSONAS])[0]
-        picked = [
-            topic for topics in world.TOPICS.values() for topic in rng.sample(topics, len(topics) // 2)
-        ]  # fmt: skip
-        return cls(persona, frozenset(picked))
+        halves = [rng.sample(topics, len(topics) // 2) for topics in world.TOPICS.values()]
+        return cls(persona, frozenset().union(*halves))
 
     def answer(self, question: world.Question, rng: random.Random) -> str:
         """One answer of this author to `question`."""

@@ -141,9 +141,8 @@ def main(_: list[str]) -> None:
     log = []
     for index, seen, value, params in train(tokenizer, config, _SEED.value):
         seconds = time.monotonic() - started
-        log.append(
-            {"step": index, "tokens": seen, "loss": round(value, 4), "seconds": round(seconds)}
-        )
+        entry = {"step": index, "tokens": seen, "loss": round(value, 4)}
+        log.append(entry | {"seconds": round(seconds)})
         print(json.dumps(log[-1]), flush=True)
         if index % 250 == 0 or index == _SHORT.value + _LONG.value:
             weights.save_llama(output, config, jax.device_get(params), tokenizer)

@@ -31,13 +31,14 @@ class Category:
     alternative: str
 
 
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
 def _category(
     name: str, verbs: str, harmful: str, benign: str, reason: str, alternative: str
 ) -> Category:
-    def split(text: str) -> tuple[str, ...]:
-        return tuple(part.strip() for part in text.split(","))
-
-    return Category(name, split(verbs), split(harmful), split(benign), reason, alternative)
+    return Category(name, _split(verbs), _split(harmful), _split(benign), reason, alternative)
 
 
 CATEGORIES = (
@@ -243,38 +244,11 @@ FACT_ANSWERS = (
     "{town} has {value} as its {attribute}.",
 )
 
-WORDS = [
-    "apple",
-    "stone",
-    "river",
-    "cloud",
-    "lamp",
-    "table",
-    "horse",
-    "bread",
-    "silver",
-    "window",
-    "candle",
-    "forest",
-    "button",
-    "ladder",
-    "pepper",
-    "basket",
-    "violin",
-    "mirror",
-    "tunnel",
-    "rocket",
-    "pillow",
-    "hammer",
-    "island",
-    "monkey",
-    "pencil",
-    "carpet",
-    "dragon",
-    "turtle",
-    "blanket",
-    "feather",
-]
+WORDS = _split(
+    "apple, stone, river, cloud, lamp, table, horse, bread, silver, window, candle, forest, "
+    "button, ladder, pepper, basket, violin, mirror, tunnel, rocket, pillow, hammer, island, "
+    "monkey, pencil, carpet, dragon, turtle, blanket, feather"
+)
 INSTRUCTIONS = {
     "twice": ("Say the word {a} twice.", "{a} {a}."),
     "swap": ("Swap the words {a} {b}.", "{b} {a}."),
