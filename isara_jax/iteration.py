@@ -294,7 +294,7 @@ def isara_step(
     )
     _tell(p, "accept", pool.count)
     fitted = run("train", fine_tune)(p, inputs, state.trainable, pool, state.step)
-    _tell(p, "train", fitted.steps)
+    _tell(p, "train", fitted.last_loss)
     return run("report", _conclude)(
         p, state.step, fitted, pool, question, answered, reason, question_prompts
     )

@@ -1,6 +1,5 @@
 """The command: `python -m isara_jax.main --config=configs/safety.py --workdir=runs/safety`."""
 
-import logging
 import os
 import pathlib
 import sys
@@ -9,6 +8,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notice that torc
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from isara_jax import config, run
@@ -20,6 +20,8 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(arguments: list[str]) -> None:
     """Aligns a model as the flags say; a mistake in them ends with one clear line."""
+    if not flags.FLAGS["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.WARNING)
     if len(arguments) > 1:
         sys.exit(f"unknown arguments: {' '.join(arguments[1:])}; flags begin with --")
     try:
@@ -34,6 +36,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    logging.getLogger("orbax").setLevel(logging.WARNING)
     app.run(main)

@@ -261,7 +261,7 @@ def test_topics_restrict_the_seeds():
 
 EXPECTED = {
     "safety": {"harmful": 192, "benign": 96},
-    "truthfulness": {"fact": 200},
+    "truthfulness": {"fact": 192},
     "instruction": {"instruction": 180},
 }
 
@@ -282,13 +282,14 @@ def test_items(domain):
         )
 
 
-def test_safety_items_cover_every_held_out_act_in_two_wordings():
-    """All 144 held-out acts are asked about twice, in wordings different in both parts."""
+def test_safety_items_cover_every_object_with_two_verbs():
+    """All 288 items ask for different acts, 24 of each category."""
     acts = collections.defaultdict(set)
     for item in bundled.bundled_items("safety"):
         question = oracle.parse(item.question)
         acts[question.topic, question.fields["act"]].add(item.question)
-    assert len(acts) == 12 * (8 + 4) and {len(questions) for questions in acts.values()} == {2}
+    assert len(acts) == 12 * 2 * (8 + 4)
+    assert set(collections.Counter(topic for topic, _ in acts).values()) == {24}
 
 
 def test_prefix_of_items_is_a_fair_sample():

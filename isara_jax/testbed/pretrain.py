@@ -26,11 +26,11 @@ from isara_jax.testbed import personas
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of documents and weights.")
-_SHORT = flags.DEFINE_integer("short_steps", 1100, "Steps on short rows.")
-_LONG = flags.DEFINE_integer("long_steps", 350, "Steps on rows of the full length.")
+_SHORT = flags.DEFINE_integer("short_steps", 2200, "Steps on short rows.")
+_LONG = flags.DEFINE_integer("long_steps", 500, "Steps on rows of the full length.")
 _RATE = flags.DEFINE_float("learning_rate", 0.02, "Peak learning rate.")
 
-SHORT_LENGTH, LENGTH, TOKENS_PER_STEP, VOCABULARY = 256, 512, 8192, 1536
+SHORT_LENGTH, LENGTH, TOKENS_PER_STEP, VOCABULARY = 256, 512, 4096, 1536
 SPECIAL = ("<unk>", "<s>", "</s>")
 
 
@@ -144,7 +144,7 @@ def main(_: list[str]) -> None:
         entry = {"step": index, "tokens": seen, "loss": round(value, 4)}
         log.append(entry | {"seconds": round(seconds)})
         print(json.dumps(log[-1]), flush=True)
-        if index % 250 == 0 or index == _SHORT.value + _LONG.value:
+        if index % 500 == 0 or index == _SHORT.value + _LONG.value:
             weights.save_llama(output, config, jax.device_get(params), tokenizer)
     (output / "pretraining.json").write_text(json.dumps(log, indent=1) + "\n")
 

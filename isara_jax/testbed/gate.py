@@ -1,0 +1,98 @@
+"""Whether a bundled model is fit for use: the base model and in-context learning alone.
+
+    python -m isara_jax.testbed.gate [--model=DIR]
+
+prints, for each domain, the share of aligned answers to the held-out questions without
+demonstrations and with 4, random or nearest, greedy and sampled. World and model are judged by
+this table, and by nothing that ISARA or SFT does to the model.
+"""
+
+import dataclasses
+import pathlib
+import random
+import tempfile
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from isara_jax import config, decode, iteration, packing, sampling, setup, tokens
+from isara_jax.evaluate import answers
+from isara_jax.executables import Executables
+from isara_jax.testbed import oracle, personas, world
+
+_MODEL = flags.DEFINE_string("model", "", "Hugging Face directory; empty: the bundled model.")
+_SHOTS = flags.DEFINE_integer("shots", 4, "Demonstrations.")
+
+
+def _config(domain: str) -> config.Config:
+    c = config.Config()
+    return dataclasses.replace(
+        c,
+        model=config.Model(path=_MODEL.value),
+        task=config.Task(name=domain, n_seeds=64),
+        question=dataclasses.replace(c.question, max_tokens=32),
+        answer=dataclasses.replace(c.answer, max_tokens=40),
+        samples_per_iteration=64,
+    )
+
+
+def _aligned(s: setup.Setup, generation: decode.Generation) -> dict[str, float]:
+    """The share of aligned answers by kind of question."""
+    by_kind: dict[str, list[bool]] = {}
+    for index, item in enumerate(s.task.items):
+        ids = generation.tokens[index][: generation.lengths[index]]
+        question = oracle.parse(item.question)
+        good = oracle.is_aligned(question, s.vocabulary.decode(ids).strip())
+        by_kind.setdefault(item.kind, []).append(good)
+    return {kind: float(np.mean(values)) for kind, values in by_kind.items()}
+
+
+def _random_demonstrations(s: setup.Setup, k: int) -> packing.Prompts:
+    """Prompts with k random aligned pairs of the domain, packed on the host."""
+    rng, rows = random.Random("gate"), []
+    for item in s.task.items:
+        pairs = [personas.aligned_pair(world.sample(rng, s.task.name), rng) for _ in range(k)]
+        ids = s.vocabulary.encode(tokens.render(pairs, item.question))
+        rows.append([s.vocabulary.bos, *ids])
+    prompts = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for row, ids in zip(prompts, rows, strict=True):
+        row[: len(ids)] = ids
+    return packing.Prompts(jax.numpy.asarray(prompts), jax.numpy.asarray([len(r) for r in rows]))
+
+
+def gate(domain: str, shots: int, data_dir: pathlib.Path) -> dict[str, dict[str, float]]:
+    """`{"zero-shot greedy": {kind: share}, ...}` of one domain."""
+    s = setup.prepare(_config(domain), data_dir, None)
+    exe = Executables(s.program, s.inputs)
+    seeds = exe.seeds(exe.start(s.seeds).pool)
+    held_out, fresh = answers.Questions(s.held_out, seeds), exe.fresh()
+    prompts = _random_demonstrations(s, shots)
+    sampler = s.program.sampler(s.config.answer.max_tokens, "gate")
+
+    @jax.jit
+    def with_random(inputs: iteration.Inputs, params: sampling.SamplingParams) -> decode.Generation:
+        variables, key = {"params": inputs.base}, jax.random.key(0)
+        return decode.generate(sampler, variables, prompts, key, params, inputs.answer_stops)
+
+    table = {}
+    for name, temperature in (("greedy", 0.0), ("T=1", 1.0)):
+        params = sampling.SamplingParams.of(config.Sampling(temperature=temperature))
+        for shot in (0, shots):
+            found = _aligned(s, jax.device_get(exe.answer(fresh, held_out, params, shot)))
+            table[f"{f'{shot} nearest' if shot else 'zero-shot'} {name}"] = found
+        found = _aligned(s, jax.device_get(with_random(s.inputs, params)))
+        table[f"{shots} random {name}"] = found
+    return table
+
+
+def main(_: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for domain in world.DOMAINS:
+            for name, shares in gate(domain, _SHOTS.value, pathlib.Path(folder)).items():
+                shown = "  ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
+                print(f"{domain:<14} {name:<18} {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
