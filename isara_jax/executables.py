@@ -85,6 +85,8 @@ class Executables:
             self._compiled[name] = jax.jit(function, **options).lower(*args).compile()
             self.compiles[name] += 1
             self.seconds += time.monotonic() - began
+            if self.program.progress is not None:
+                self.program.progress.lap("compile")
         return self._compiled[name]
 
     def _call(self, name: str, function: Callable, *args: Any, **options: Any) -> Any:
@@ -141,12 +143,7 @@ class Executables:
             if name == "report":
                 abstract, _ = jax.eval_shape(functools.partial(stage, program), *args)
                 placed = (self.state_sharding(abstract), placed)
-            result = jax.block_until_ready(
-                self._call(f"stage_{name}", stage, *args, out_shardings=placed)
-            )
-            if program.progress is not None and name in iteration.STAGES:
-                program.progress(name, None)
-            return result
+            return self._call(f"stage_{name}", stage, *args, out_shardings=placed)
 
         return run
 

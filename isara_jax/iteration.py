@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 from isara_jax import accept, decode, embed, lora, packing, retrieval, sampling, stops, train
 from isara_jax.config import Config
 from isara_jax.models import llama
+from isara_jax.progress import Progress
 from isara_jax.state import Pool, Report, State
 
 STAGES = ("questions", "answers", "accept", "train")
@@ -32,7 +34,7 @@ class Program:
     mesh: Mesh
     n_seeds: int
     steps_per_check: int
-    progress: Callable[[str, jax.Array], None] | None = None
+    progress: Progress | None = None
 
     @property
     def capacity(self) -> int:
@@ -73,18 +75,8 @@ class Program:
             steps_per_check=self.steps_per_check,
             eos=self.template.eos,
             mesh=self.mesh,
-            on_refill=None if self.progress is None else Begun(self.progress, stage),
+            on_refill=self.progress and functools.partial(self.progress.begun, stage),
         )
-
-
-class Begun(NamedTuple):
-    """Tells the host how many requests of a stage have begun."""
-
-    progress: Callable[[str, Any], None]
-    stage: str
-
-    def __call__(self, count: jax.Array) -> None:
-        self.progress(self.stage, count)
 
 
 class Hyper(NamedTuple):
@@ -286,15 +278,15 @@ def isara_step(
       The new state, and what to tell the host.
     """
     question, question_prompts = run("questions", write_questions)(p, inputs, state)
-    _tell(p, "questions", question.drawn)
+    _ended(p, "questions", question.drawn)
     answered = run("answers", answer_questions)(p, inputs, state, question)
-    _tell(p, "answers", answered.answer.drawn)
+    _ended(p, "answers", answered.answer.drawn)
     pool, reason = run("accept", accept_samples)(
         p, inputs, state.pool, state.step, question, answered
     )
-    _tell(p, "accept", pool.count)
+    _ended(p, "accept", pool.count)
     fitted = run("train", fine_tune)(p, inputs, state.trainable, pool, state.step)
-    _tell(p, "train", fitted.last_loss)
+    _ended(p, "train", fitted.tokens)
     return run("report", _conclude)(
         p, state.step, fitted, pool, question, answered, reason, question_prompts
     )
@@ -319,18 +311,11 @@ def _conclude(
     return State(fitted.trainable, pool, step + 1), report
 
 
-def _tell(p: Program, stage: str, value: jax.Array) -> None:
-    """Tells the host that a stage has ended, as soon as `value`, a result of it, is there."""
-    if p.progress is not None and isinstance(value, jax.core.Tracer):
-        jax.debug.callback(Ended(p.progress, stage), value)
+def _ended(p: Program, stage: str, amount: jax.Array) -> None:
+    """Tells the host that a stage has ended, once `amount`, a result of it, is there.
 
-
-class Ended(NamedTuple):
-    """Tells the host that a stage has ended."""
-
-    progress: Callable[[str, Any], None]
-    stage: str
-
-    def __call__(self, value: jax.Array) -> None:
-        del value
-        self.progress(self.stage, None)
+    The callbacks are not ordered (several devices know no ordered effects); each waits for its
+    stage's result, which is order enough.
+    """
+    if p.progress is not None:
+        jax.debug.callback(functools.partial(p.progress.ended, stage), amount)

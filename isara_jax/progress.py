@@ -6,27 +6,38 @@ import threading
 import time
 from typing import Any
 
+_UNITS = {
+    "questions": "tokens",
+    "answers": "tokens",
+    "train": "tokens",
+    "accept": "pairs in the pool",
+}
+
 
 class Progress:
-    """Receives the iteration's callbacks on the host; stages of one run follow each other.
+    """Hears of the iteration on the host, and of what surrounds it.
 
-    Callable as `iteration.Program.progress`: with a count while a stage's requests begin, with None
-    when the stage has ended. Called from the runtime's threads, so it holds a lock and uses no JAX.
+    `begun` and `ended` are called from the runtime's threads, so it holds a lock and uses no JAX.
+
+    Attributes:
+      seconds: of each stage, summed over the run.
     """
 
-    def __init__(self, requests: dict[str, int]) -> None:
-        """Args: requests: how many requests each sampling stage has."""
+    def __init__(self) -> None:
         self.seconds: collections.Counter[str] = collections.Counter()
-        self._requests = requests
+        self._requests: dict[str, int] = {}
         self._lock = threading.Lock()
         self._since = time.monotonic()
         self._shown = ""
 
-    def begin(self, title: str) -> None:
-        """Says what starts now, and starts the clock of its first stage."""
+    def expect(self, stage: str, requests: int) -> None:
+        """How many requests a stage will have."""
+        self._requests[stage] = requests
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
         with self._lock:
-            self._since = time.monotonic()
-            self._print(f"{title}\n")
+            self._print(f"{text}\n")
 
     def lap(self, name: str) -> float:
         """Books the time since the last stage ended under `name`; returns it."""
@@ -36,20 +47,18 @@ class Progress:
             self.seconds[name] += taken
             return taken
 
-    def __call__(self, stage: str, count: Any | None) -> None:
-        """A stage's requests have begun up to `count`, or (None) the stage has ended."""
-        if count is None:
-            taken = self.lap(stage)
-            with self._lock:
-                self._print(f"  {stage:<10} {taken:6.1f} s\n")
-        elif sys.stdout.isatty() and stage in self._requests:
+    def begun(self, stage: str, count: Any) -> None:
+        """Requests of a stage have begun up to `count`: a counter, where a terminal shows it."""
+        if sys.stdout.isatty():
             with self._lock:
                 self._print(f"  {stage:<10} {int(count)}/{self._requests[stage]}")
 
-    def say(self, text: str) -> None:
-        """Prints a line."""
+    def ended(self, stage: str, amount: Any) -> None:
+        """A stage has ended, with so many tokens (or samples)."""
+        taken, amount = self.lap(stage), int(amount)
+        rate = f", {amount / taken:,.0f}/s" if _UNITS[stage] == "tokens" else ""
         with self._lock:
-            self._print(f"{text}\n")
+            self._print(f"  {stage:<10} {taken:6.1f} s   {amount:,} {_UNITS[stage]}{rate}\n")
 
     def _print(self, text: str) -> None:
         # A line without an end is provisional: the next one replaces it.

@@ -35,9 +35,11 @@ def run(c: config.Config, workdir: pathlib.Path) -> dict[str, Any]:
       ValueError: something asked for cannot work; raised before anything is compiled.
     """
     _check_same_run(c, workdir)
-    samples = c.samples_per_iteration
-    progress = Progress({"questions": samples, "answers": samples})
+    progress = Progress()
     setup = prepare(c, workdir / "data", progress)
+    progress.expect("questions", c.samples_per_iteration)
+    progress.expect("answers", c.samples_per_iteration)
+    progress.expect("evaluation", len(setup.task.items))
     workdir.mkdir(parents=True, exist_ok=True)
     weights.write_json(workdir / "config.json", config.to_dict(c))
     with (
@@ -84,13 +86,14 @@ class _Run:
             "row_ids": [f"seed-{i + 1}" for i in range(len(setup.task.seeds))],
             "before": [],
             "seconds": {},
-            "tokens": {"generated": 0, "prompt": 0, "trained": 0},
+            "tokens": dict.fromkeys(("questions", "answers", "train", "prompts"), 0),
         }
 
     def to_the_end(self) -> dict[str, Any]:
         done = self.checkpoints.latest
         if done is not None:
             self.host = self.checkpoints.restore_host()
+            self.progress.seconds.update(self.host["seconds"])
         finished = self.workdir / "summary.json"
         if done == self.setup.config.iterations and finished.exists():
             summary = weights.read_json(finished)
@@ -98,7 +101,7 @@ class _Run:
             self.progress.say(table.text(summary))
             return summary
         self.progress.say(self._plan(done))
-        self.progress.begin("\nCompiling")
+        self.progress.say("\nCompiling")
         state = self._initial_state(done)
         with metrics.MetricWriter(self.workdir, -1 if done is None else done) as writer:
             state = self._iterate(state, writer)
@@ -130,18 +133,15 @@ class _Run:
         self.fresh = self.exe.fresh()
         if done is not None:
             state = self.checkpoints.restore_state(state)
-        self.progress.lap("compile")
         return state
 
     def _iterate(self, state: State, writer: metrics.MetricWriter) -> State:
         if not self.host["rows"]:
             self._evaluate("base", None, self.fresh, writer)
-        started = time.monotonic()
         self.exe.compile_step(state)
-        self.progress.lap("compile")
-        self.progress.say(f"compiled in {time.monotonic() - started:.0f} s")
+        self.progress.say(f"  compiled, {self.exe.seconds:.0f} s in all")
         for number in range(int(jax.device_get(state.step)) + 1, self.setup.config.iterations + 1):
-            self.progress.begin(f"\nIteration {number} of {self.setup.config.iterations}")
+            self.progress.say(f"\nIteration {number} of {self.setup.config.iterations}")
             state, report = self.exe.step(state)
             scalars = self._record(number, jax.device_get(report))
             scalars |= self._evaluate("isara", number, state.trainable, None)
@@ -194,13 +194,13 @@ class _Run:
             "train_loss_last": float(report.train_last_loss),
         }
         self.host["iterations"].append(entry)
-        drawn = int(report.question.drawn) + int(report.answer.drawn)
         for name, n in (
-            ("generated", drawn),
-            ("prompt", int(report.prompt_tokens)),
-            ("trained", int(report.train_tokens)),
+            ("questions", report.question.drawn),
+            ("answers", report.answer.drawn),
+            ("train", report.train_tokens),
+            ("prompts", report.prompt_tokens),
         ):
-            self.host["tokens"][name] += n
+            self.host["tokens"][name] += int(n)
         self._tell_iteration(entry, rows)
         scalars = {k: v for k, v in entry.items() if isinstance(v, (int, float))}
         return scalars | {f"reason/{k}": v for k, v in entry["reasons"].items()}
@@ -249,8 +249,12 @@ class _Run:
         shown = f"{value:.1%}" if row["counts"] else f"{value:.3f}"
         label = {"base": "base model", "sft": f"SFT, {steps} steps", "icl_knn": f"ICL, {k} nearest"}
         self.progress.say(f"  {label.get(method, 'after it')}: {name} {shown}")
-        if writer is not None:
-            writer.write(number or 0, row["metrics"])
+        if method == "base":
+            writer.write(0, row["metrics"])
+            for answer, _ in self.host["before"][:1]:
+                self.progress.say(
+                    f"  e.g. Q {self.setup.task.items[0].question}\n       A {answer}"
+                )
         return row["metrics"]
 
     def _judge(self, method: str, trainable: lora.Trainable, k: int) -> dict[str, Any]:
@@ -281,7 +285,7 @@ class _Run:
 
     def _baselines(self) -> None:
         c, total = self.setup.config, sum(i["train_steps"] for i in self.host["iterations"])
-        self.progress.begin("\nBaselines")
+        self.progress.say("\nBaselines")
         self._evaluate("icl_knn", None, self.fresh, None)
         for steps in sorted({max(1, round(share * total)) for share in c.evaluation.sft_steps}):
             traced = jax.device_put(np.int32(steps), jax.tree.leaves(self.fresh)[0].sharding)
@@ -338,7 +342,7 @@ class _Run:
             "scaling_ratio": accepted / len(task.seeds),
             "iterations": self.host["iterations"],
             "compiles": dict(self.exe.compiles),
-            "seconds": self.host["seconds"] | {"compile_only": round(self.exe.seconds, 2)},
+            "seconds": self.host["seconds"],
             "tokens": self.host["tokens"],
             "examples": examples,
             "config": config.to_dict(s.config),

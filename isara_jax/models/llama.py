@@ -93,8 +93,10 @@ def from_hf(fields: dict[str, Any], source: str) -> LlamaConfig:
     sizes["n_kv_heads"] = take("num_key_value_heads", heads)
     sizes["head_size"] = take("head_dim", sizes["width"] // heads)
     optional = {ours: fields.pop(name) for name, ours in _OPTIONAL.items() if name in fields}
-    rope = take("rope_parameters", {}) | (take("rope_scaling", None) or {})
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    parts = take("rope_parameters", {}), take("rope_scaling", {})
+    kinds = [p.get("rope_type", p.get("type", "default")) for p in parts]
+    kind = next((k for k in kinds if k != "default"), "default")
+    rope = parts[0] | parts[1]
     theta = float(rope.get("rope_theta", take("rope_theta", 10_000.0)))
     fields.pop("rope_theta", None)
     if kind != "default":

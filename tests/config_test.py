@@ -1,0 +1,90 @@
+"""The configuration: mistakes are found when it is read, and named."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import pytest
+
+from isara_jax import config
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_file_resolves_and_tells_its_command(path):
+    """A file of configs/ that cannot be used, or does not say how."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    resolved = config.resolve(module.get_config())
+    assert isinstance(hash(resolved), int)
+    assert f"configs/{path.name}" in module.__doc__
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("iterations", 0, "config.iterations=0: must be at least 1"),
+        ("seed", "one", "config.seed='one': a int is expected"),
+        ("seed", True, "config.seed=True"),
+        ("pool", "everything", "config.pool='everything': choose one of seeds, seeds+generated"),
+        ("execution", "eager", "choose one of fused, staged"),
+        ("question.demonstrations", "nearest", "choose one of random, knn"),
+        ("question.sampling.top_p", 0.0, "config.question.sampling.top_p=0.0: must lie in (0, 1]"),
+        ("answer.sampling.temperature", -1.0, "config.answer.sampling.temperature=-1.0"),
+        ("answer.model", "reward", "choose one of current, base"),
+        ("train.learning_rate", -1.0, "config.train.learning_rate=-1.0: must be not below 0"),
+        ("train.warmup", 1.0, "config.train.warmup=1.0: is a share, below 1"),
+        ("train.lora.targets", ("q", "query"), "config.train.lora.targets='query': choose among"),
+        ("train.lora.targets", "q", "a tuple of str is expected"),
+        ("train.lora.rank", 0, "config.train.lora.rank=0: must be at least 1"),
+        ("retrieval.layer", 1, "config.retrieval.layer=1: counts from the end"),
+        ("evaluation.sft_steps", (0.0,), "config.evaluation.sft_steps=0.0"),
+        ("task", "safety", "config.task is a group of fields, not 'safety'"),
+    ],
+)
+def test_bad_values_are_refused_by_name(field, value, message):
+    """A value that makes no sense is not discovered hours later."""
+    values = config.default()
+    *parents, leaf = field.split(".")
+    node = values
+    for parent in parents:
+        node = node[parent]
+    with node.ignore_type():
+        node[leaf] = value
+    with pytest.raises(config.ConfigError) as error:
+        config.resolve(values)
+    assert message in str(error.value)
+
+
+def test_unknown_fields_are_refused_with_the_nearest_name():
+    """A misspelt field would otherwise be silently without effect."""
+    values = config.default()
+    values.train.unlock()
+    values.train.learning_rte = 1.0
+    with pytest.raises(config.ConfigError, match="'learning_rte'; did you mean 'learning_rate'"):
+        config.resolve(values)
+
+
+def test_batches_divide_over_the_mesh():
+    """Uneven batches over devices are refused with the nearest size that works."""
+    values = config.default()
+    values.mesh.data, values.mesh.fsdp, values.slots = 4, 2, 60
+    with pytest.raises(config.ConfigError, match="config.slots=60: .* nearest: 64"):
+        config.resolve(values)
+
+
+def test_every_open_choice_of_the_paper_is_a_field():
+    """The switches of what the paper leaves open exist, and their guesses are marked so."""
+    source = pathlib.Path(config.__file__).read_text()
+    fields = {
+        config.Config: {"samples_per_iteration", "iterations", "pool"},
+        config.Question: {"demonstrations", "show_answers", "sampling"},
+        config.Answer: {"k", "order", "model", "sampling"},
+        config.Train: {"init", "data", "include_seeds", "lora", "trainable"},
+        config.Filters: {"finished", "min_tokens", "rouge_l", "min_score"},
+    }
+    for cls, names in fields.items():
+        assert names <= {f.name for f in dataclasses.fields(cls)}
+    assert source.count("ASSUMED") >= 12

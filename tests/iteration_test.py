@@ -1,0 +1,268 @@
+"""The stages of an iteration and the paper's switches, on a small random model."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from isara_jax import accept, config, iteration, setup
+from isara_jax.executables import Executables
+
+SAMPLES, SEEDS = 16, 8
+
+
+def small(model, **changes):
+    """A configuration for the random model; `group__field=value` changes a field."""
+    c = config.default()
+    c.model.path = str(model)
+    c.task.n_seeds = SEEDS
+    c.samples_per_iteration, c.iterations, c.slots = SAMPLES, 2, 8
+    c.question.max_tokens, c.answer.max_tokens = 32, 40
+    c.question.k, c.answer.k, c.evaluation.n = 2, 3, 16
+    c.question.sampling.temperature = 1.0
+    # A random model ends nothing and repeats nothing: every sample passes.
+    c.filters.finished, c.filters.rouge_l = False, 2.0
+    c.train.batch_size, c.train.epochs = 8, 1
+    c.evaluation.sft_steps = (1.0,)
+    for name, value in changes.items():
+        *parents, leaf = name.split("__")
+        functools.reduce(lambda node, parent: node[parent], parents, c)[leaf] = value
+    return c
+
+
+@pytest.fixture(scope="module")
+def prepare(random_model, tmp_path_factory):
+    """Sets up a run with changed fields."""
+    data = tmp_path_factory.mktemp("data")
+    return lambda **changes: setup.prepare(
+        config.resolve(small(random_model, **changes)), data, None
+    )
+
+
+def iterate(s, times=1):
+    """The state and the reports after some iterations."""
+    exe = Executables(s.program, s.inputs)
+    state, reports = exe.start(s.seeds), []
+    with jax.transfer_guard("disallow"):
+        for _ in range(times):
+            state, report = exe.step(state)
+            reports.append(jax.device_get(report))
+    return exe, jax.device_get(state), reports
+
+
+@pytest.fixture(scope="module")
+def default(prepare):
+    """Two iterations as configured by default."""
+    return iterate(prepare(), 2)
+
+
+def adapter_distance(a, b):
+    """Relative distance of two trees."""
+    a, b = (np.concatenate([x.ravel() for x in jax.tree.leaves(t)]) for t in (a, b))
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def same_tokens(a, b):
+    return all(
+        np.array_equal(x.tokens, y.tokens)
+        for x, y in ((a.question, b.question), (a.answer, b.answer))
+    )
+
+
+def test_one_executable_for_all_iterations(default):
+    """A second compilation of the iteration, silent and minutes long on a real model."""
+    exe, state, _ = default
+    assert exe.compiles["isara_step"] == 1
+    assert state.step == 2
+
+
+def test_the_pool_grows_by_what_was_accepted(default):
+    """Accepted pairs stand in the pool behind the seeds, in order, with their iteration."""
+    _, state, reports = default
+    assert all((r.reason == 0).all() for r in reports)
+    pool = state.pool
+    assert pool.count == SEEDS + 2 * SAMPLES == pool.capacity
+    np.testing.assert_array_equal(pool.origin, [0] * SEEDS + [1] * SAMPLES + [2] * SAMPLES)
+    np.testing.assert_array_equal(pool.pairs.question[SEEDS : SEEDS + SAMPLES],
+                                  reports[0].question.tokens)  # fmt: skip
+    norms = np.linalg.norm(pool.embedding, axis=1)
+    np.testing.assert_allclose(norms, 1.0, atol=1e-5)
+    np.testing.assert_allclose(pool.embedding[:SEEDS].mean(axis=0), 0, atol=0.3)
+
+
+def test_staged_equals_fused(default, prepare):
+    """Debugging in stages would mislead if it computed something else."""
+    _, fused_state, fused = default
+    exe, state, staged = iterate(prepare(execution="staged"), 2)
+    assert all(same_tokens(a, b) for a, b in zip(fused, staged, strict=True))
+    assert all((a.reason == b.reason).all() for a, b in zip(fused, staged, strict=True))
+    assert adapter_distance(state.trainable, fused_state.trainable) < 1e-4
+    assert set(exe.compiles.values()) == {1} and "stage_train" in exe.compiles
+
+
+def test_device_retrieval_equals_scann(default, prepare):
+    """Where ScaNN has no wheel the same run must come out."""
+    _, _, scann = default
+    _, _, device = iterate(prepare(retrieval__backend="device"), 2)
+    assert all(same_tokens(a, b) for a, b in zip(scann, device, strict=True))
+    assert all(
+        (a.demonstrations == b.demonstrations).all() for a, b in zip(scann, device, strict=True)
+    )
+
+
+def test_the_seed_decides_everything(default, prepare):
+    """Equal seeds give equal runs, others do not."""
+    _, _, reports = default
+    _, _, again = iterate(prepare())
+    assert same_tokens(reports[0], again[0])
+    s = prepare()
+    other = s._replace(inputs=s.inputs._replace(hyper=s.inputs.hyper._replace(seed=np.uint32(7))))
+    whole = jax.tree.leaves(s.inputs.hyper)[0].sharding
+    other = other._replace(inputs=jax.device_put(other.inputs, setup.inputs_sharding(
+        other.inputs, s.inputs.base, whole)))  # fmt: skip
+    assert not same_tokens(reports[0], iterate(other)[2][0])
+
+
+def test_answers_of_the_base_model(prepare):
+    """answer.model=base: a changed adapter changes the questions, never the answers to them."""
+    for mode, equal in (("base", True), ("current", False)):
+        s = prepare(answer__model=mode)
+        exe = Executables(s.program, s.inputs)
+        state = exe.start(s.seeds)
+        loud = state._replace(trainable=jax.tree.map(lambda x: x + 0.3, state.trainable))
+        write = jax.jit(functools.partial(iteration.write_questions, s.program))
+        answer = jax.jit(functools.partial(iteration.answer_questions, s.program))
+        question, _ = write(s.inputs, state)
+        assert not np.array_equal(question.tokens, write(s.inputs, loud)[0].tokens)
+        quiet_answer = answer(s.inputs, state, question).answer.tokens
+        loud_answer = answer(s.inputs, loud, question).answer.tokens
+        assert np.array_equal(quiet_answer, loud_answer) == equal
+
+
+def test_an_adapter_reaches_the_sampler(default):
+    """After training, the next iteration's questions come from the changed model."""
+    _, state, _ = default
+    assert max(abs(leaf).max() for leaf in jax.tree.leaves(state.trainable)) > 0
+    b = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.trainable)
+         if path[-1].key == "b"]  # fmt: skip
+    assert all(np.abs(leaf).max() > 0 for leaf in b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({}, SEEDS + 2 * SAMPLES),
+        ({"train__include_seeds": False}, 2 * SAMPLES),
+        ({"train__data": "latest"}, SEEDS + SAMPLES),
+        ({"train__data": "latest", "train__include_seeds": False}, SAMPLES),
+    ],
+)
+def test_what_is_trained_on(default, prepare, changes, rows):
+    """train.data and include_seeds choose the rows; steps are epochs over them."""
+    s = prepare(**changes)
+    _, state, _ = default
+    fit = jax.jit(functools.partial(iteration.fine_tune, s.program))
+    fitted = fit(s.inputs, state.trainable, state.pool, np.int32(1))
+    assert int(fitted.steps) == -(-rows // 8)
+
+
+def test_training_from_base_forgets_the_last_adapter(default, prepare):
+    """train.init=base starts from a fresh adapter, previous from the last one."""
+    _, state, _ = default
+    for init, equal in (("base", True), ("previous", False)):
+        s = prepare(train__init=init)
+        fit = jax.jit(functools.partial(iteration.fine_tune, s.program))
+        other = jax.tree.map(lambda x: x + 0.1, state.trainable)
+        a = fit(s.inputs, state.trainable, state.pool, np.int32(1)).trainable
+        b = fit(s.inputs, other, state.pool, np.int32(1)).trainable
+        assert (adapter_distance(a, b) == 0) == equal
+
+
+def test_full_fine_tuning_runs_the_same_iteration(prepare):
+    """train.trainable=full changes all weights and needs no other code path."""
+    s = prepare(train__trainable="full", train__learning_rate=1e-3)
+    exe, state, reports = iterate(s, 2)
+    assert exe.compiles["isara_step"] == 1 and reports[1].train_steps > 0
+    base = jax.device_get(s.inputs.base)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, state.trainable, base)
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("pool", ["seeds", "seeds+generated"])
+@pytest.mark.parametrize("demonstrations", ["random", "knn"])
+def test_where_demonstrations_come_from(default, prepare, pool, demonstrations):
+    """pool=seeds shows nothing generated, in both stages and both ways to draw."""
+    s = prepare(pool=pool, question__demonstrations=demonstrations)
+    _, state, _ = default
+    state = state._replace(trainable=Executables(s.program, s.inputs).fresh())
+    write = jax.jit(functools.partial(iteration.write_questions, s.program))
+    answer = jax.jit(functools.partial(iteration.answer_questions, s.program))
+    question, _ = write(s.inputs, state)
+    shown = answer(s.inputs, state, question).demonstrations
+    assert (np.asarray(shown) < SEEDS).all() == (pool == "seeds")
+
+
+def test_order_and_neighbours_of_demonstrations(default, prepare):
+    """The nearest demonstration stands last, or first, as configured; checked against NumPy."""
+    _, state, reports = default
+    question = reports[0].question
+    shown = {}
+    for order in ("nearest_last", "nearest_first"):
+        s = prepare(answer__order=order)
+        answer = jax.jit(functools.partial(iteration.answer_questions, s.program))
+        answered = answer(s.inputs, state, question)
+        shown[order] = np.asarray(answered.demonstrations)
+        similarity = np.asarray(answered.embedding) @ state.pool.embedding.T
+    best = np.argmax(similarity, axis=1)
+    picked = similarity[np.arange(SAMPLES), shown["nearest_last"][:, -1]]
+    np.testing.assert_allclose(picked, similarity[np.arange(SAMPLES), best], atol=1e-5)
+    np.testing.assert_array_equal(shown["nearest_last"], shown["nearest_first"][:, ::-1])
+
+
+def test_distinct_rows():
+    """Demonstrations drawn at random are distinct, uniform, and -1 where there are too few."""
+    draw = jax.vmap(lambda key, n: iteration.distinct_rows(key, n, 3), in_axes=(0, None))
+    keys = jax.random.split(jax.random.key(0), 6000)
+    rows = np.asarray(draw(keys, 5))
+    assert all(len(set(row)) == 3 for row in rows) and rows.min() == 0 and rows.max() == 4
+    counts = np.stack([np.bincount(rows[:, j], minlength=5) for j in range(3)])
+    # Five standard deviations of a binomial share.
+    np.testing.assert_allclose(counts / len(rows), 0.2, atol=5 * (0.16 / len(rows)) ** 0.5)
+    few = np.asarray(draw(keys[:50], 2))
+    assert (few[:, 2] == -1).all() and (np.sort(few[:, :2], axis=1) == [0, 1]).all()
+
+
+def test_an_iteration_that_accepts_nothing_goes_on(prepare):
+    """A model whose samples all fail leaves the pool as it was, and is trained on the seeds."""
+    _, state, reports = iterate(prepare(filters__finished=True), 1)
+    assert (reports[0].reason == accept.REASONS.index("question_unfinished")).all()
+    assert state.pool.count == SEEDS and reports[0].train_steps == 1
+
+
+def test_nothing_to_train_on_leaves_the_adapter(prepare):
+    """No accepted sample and no seeds: no step, no NaN."""
+    s = prepare(filters__finished=True, train__include_seeds=False)
+    exe, state, reports = iterate(s, 1)
+    assert reports[0].train_steps == 0
+    fresh = jax.device_get(exe.fresh())
+    assert adapter_distance(state.trainable, fresh) == 0
+
+
+def test_a_sweep_over_dynamic_fields_compiles_nothing(prepare):
+    """Temperature, thresholds, rate and seed are traced: they are no part of the executable."""
+    s = prepare()
+    exe = Executables(s.program, s.inputs)
+    exe.step(exe.start(s.seeds))
+    c = dataclasses.replace(
+        s.config, seed=5,
+        train=dataclasses.replace(s.config.train, learning_rate=0.1, epochs=3, warmup=0.5),
+        answer=dataclasses.replace(s.config.answer, sampling=config.Sampling(0.3, 5, 0.5)),
+        filters=config.Filters(False, 3, 0.9, -5.0),
+    )  # fmt: skip
+    whole = jax.tree.leaves(s.inputs.hyper)[0].sharding
+    hyper = jax.device_put(iteration.Hyper.of(c), whole)
+    exe.inputs = s.inputs._replace(hyper=hyper)
+    exe.step(exe.start(s.seeds))
+    assert exe.compiles["isara_step"] == exe.compiles["initial_state"] == 1
