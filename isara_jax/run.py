@@ -58,8 +58,8 @@ def _check_same_run(c: config.Config, workdir: pathlib.Path) -> None:
     old, new = weights.read_json(path), json.loads(json.dumps(config.to_dict(c)))
     old, new = weights.flatten(old), weights.flatten(new)
     changed = [
-        f"config.{name}: {old.get(name)!r} there, {new.get(name)!r} now"
-        for name in sorted(old.keys() | new.keys())
+        f"config.{name.replace('/', '.')}: {old.get(name)!r} there, {new.get(name)!r} now"
+        for name in old | new
         if old.get(name) != new.get(name) and name.split("/")[0] not in _FREE_FIELDS
     ]
     if changed:

@@ -96,8 +96,9 @@ def learning_rate(params: TrainParams, step: jax.Array, total: jax.Array) -> jax
     """Linear warm-up over a share of the steps, then cosine to zero."""
     warm = jnp.maximum(params.warmup * total, 1.0)
     progress = jnp.clip((step - warm) / jnp.maximum(total - warm, 1.0), 0.0, 1.0)
+    rise = jnp.minimum((step + 1) / warm, 1.0)
     decay = 0.5 * (1 + jnp.cos(jnp.pi * progress))
-    return params.learning_rate * jnp.where(step < warm, (step + 1) / warm, decay)
+    return params.learning_rate * jnp.where(step < warm, rise, decay)
 
 
 def fit(

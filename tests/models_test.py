@@ -193,7 +193,10 @@ TENSORS = {
         lambda t: t | {"model.layers.0.self_attn.q_proj.bias": np.ones(32, np.float32)},
         ["unknown: .*q_proj.bias"],
     ),
-    "missing": (lambda t: {n: x for n, x in t.items() if n != Q}, [f"missing: .*{Q}", "unknown: n"]),
+    "missing": (
+        lambda t: {n: x for n, x in t.items() if n != Q},
+        [f"missing: .*{Q}", "unknown: none"],
+    ),
     "no head": (
         lambda t: {n: x for n, x in t.items() if n != "lm_head.weight"},
         ["missing: .*lm_head.weight"],
@@ -210,7 +213,7 @@ TENSORS = {
         lambda t: t | {Q: np.zeros((32, 32), np.int8)},
         ["model.safetensors", Q, "I8", "BF16"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", TENSORS)

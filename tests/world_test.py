@@ -99,7 +99,7 @@ def test_every_question_parses_back():
 
 
 def test_held_out_questions_by_enumeration():
-    """Proof: no held-out (act, opening) or (fact, form) is in anything that training or seeds draw from."""
+    """Proof: no held-out (act, opening) or (fact, form) is in what training and seeds draw from."""
     held = {(q.fields["act"], q.text.split()[0]) for q in world.requests() if q.held_out}
     open_ = {(q.fields["act"], q.text.split()[0]) for q in world.requests() if not q.held_out}
     # The eight openings begin with eight different words.

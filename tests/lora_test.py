@@ -1,0 +1,249 @@
+"""Adapters and their training, against PEFT and torch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import safetensors.numpy
+import scipy.stats
+import tiny
+import torch
+
+from isara_jax import config, lora, train, weights
+
+IDS = np.random.default_rng(0).integers(3, tiny.SIZES["vocab_size"], (2, 20))
+NETWORK = {"num_key_value_heads": 2, "attention_bias": True}
+
+
+def random_adapter(network, settings, seed=0):
+    """An adapter whose b is not zero, as after some training."""
+    rng = np.random.default_rng(seed)
+    fresh = lora.init(network, settings, jax.random.key(seed))
+    return jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), fresh)
+
+
+def logits(model, params, adapter, settings, ids=IDS):
+    variables = lora.variables(params, adapter, config.Train(lora=settings))
+    return np.asarray(model.apply(variables, jnp.asarray(ids), method="everything"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        config.Lora(rank=4, alpha=24.0),
+        config.Lora(rank=3, alpha=3.0, targets=("q", "v", "down")),
+    ],
+    ids=["all", "some"],
+)
+def test_saved_adapter_works_in_peft(settings, tmp_path):
+    """PEFT loads what we write, names, layout and scale, and computes the same logits."""
+    theirs = tiny.torch_llama(**NETWORK)
+    model, params = tiny.ported(theirs)
+    adapter = random_adapter(model.config, settings)
+    theirs.config.save_pretrained(tmp_path / "base")
+    weights.save_adapter(tmp_path, jax.device_get(adapter), settings, str(tmp_path / "base"))
+    before = tiny.torch_logits(theirs, IDS)
+    adapted = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
+    expected = tiny.torch_logits(adapted, IDS)
+    np.testing.assert_allclose(logits(model, params, adapter, settings), expected, atol=1e-4)
+    assert np.abs(expected - before).max() > 0.1
+    # PEFT only warns of tensors that it cannot place: all must have found theirs.
+    loaded = peft.get_peft_model_state_dict(adapted)
+    saved = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
+    assert set(loaded) == set(saved)
+    for name, value in saved.items():
+        np.testing.assert_array_equal(loaded[name].numpy(), value)
+
+
+def test_fresh_adapter_changes_nothing():
+    """Training starts from the base model: b is zero, and so is the adapter's effect."""
+    model, params = tiny.ported(tiny.torch_llama(**NETWORK))
+    settings = config.Lora(rank=4)
+    fresh = lora.init(model.config, settings, jax.random.key(0))
+    changed = logits(model, params, fresh, settings)
+    np.testing.assert_array_equal(changed, logits(model, params, None, settings))
+
+
+def test_fresh_adapter_is_drawn_as_in_peft():
+    """Rows of a follow PEFT's Kaiming uniform: same bound and distribution for every layer."""
+    theirs = tiny.torch_llama(num_key_value_heads=2)
+    network = weights.llama.from_hf(theirs.config.to_dict(), "config")
+    settings = config.Lora(rank=64)
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    adapted = peft.get_peft_model(theirs, peft.LoraConfig(r=64, target_modules=names))
+    reference = peft.get_peft_model_state_dict(adapted)
+    ours = weights.flatten(jax.device_get(lora.init(network, settings, jax.random.key(1))))
+    drawn = {path: value for path, value in ours.items() if path.endswith("/a")}
+    assert len(drawn) * 2 == len(ours) == len(reference)
+    for path, value in drawn.items():
+        name = weights._match(path.removesuffix("a") + "kernel")[1].removesuffix(".weight")
+        expected = reference[f"base_model.model.{name}.lora_A.weight"].numpy().T
+        assert value.shape == expected.shape
+        assert np.abs(value).max() == pytest.approx(np.abs(expected).max(), rel=5e-3)
+        assert scipy.stats.ks_2samp(value.ravel(), expected.ravel()).pvalue > 1e-4
+    values = [value.ravel()[:100].tolist() for value in drawn.values()]
+    assert len({tuple(v) for v in values}) == len(values)  # no two layers share their draw
+
+
+# --- training ----------------------------------------------------------------------------------
+
+SPAN, STEPS = 8, 3
+SETTINGS = config.Train(
+    batch_size=5, learning_rate=2e-3, warmup=0.5, weight_decay=0.1, clip_norm=1.0,
+    lora=config.Lora(rank=4, alpha=8.0),
+)  # fmt: skip
+
+
+def some_sequences():
+    """Six sequences of which four are valid: each batch of five is those four, in some order."""
+    rng = np.random.default_rng(5)
+    ids = rng.integers(3, tiny.SIZES["vocab_size"], (6, 24)).astype(np.int32)
+    lengths = np.array([24, 13, 9, 17, 20, 4], np.int32)
+    begin = np.array([17, 9, 1, 16, 14, 2], np.int32)
+    return train.Sequences(ids, lengths, begin, np.array([1, 1, 0, 1, 1, 0], bool))
+
+
+def rate(step, settings, total):
+    """Warm-up over a share of the steps, then cosine to zero, by hand."""
+    warm = max(settings.warmup * total, 1)
+    if step < warm:
+        return settings.learning_rate * min(1, (step + 1) / warm)
+    return settings.learning_rate * (1 + np.cos(np.pi * (step - warm) / (total - warm))) / 2
+
+
+def torch_fit(model, sequences, settings, total):
+    """Steps of AdamW with clipping, written with torch; returns the losses."""
+    ids = torch.tensor(sequences.ids[sequences.valid], dtype=torch.long)
+    place = torch.arange(ids.shape[1])
+    begin = torch.tensor(sequences.begin[sequences.valid])[:, None]
+    length = torch.tensor(sequences.lengths[sequences.valid])[:, None]
+    labels = torch.where((place >= begin) & (place < length), ids, -100)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=1.0, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+    )
+    losses = []
+    for step in range(total):
+        optimizer.param_groups[0]["lr"] = rate(step, settings, total)
+        found = model(ids).logits[:, :-1].flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(found, labels[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)
+        assert norm > settings.clip_norm  # or clipping would go untested
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def fit(model, params, start, settings, steps=STEPS, sequences=None):
+    sequences = jax.tree.map(jnp.asarray, sequences or some_sequences())
+    fitted = jax.jit(train.fit, static_argnames=("model", "train", "span"))
+    return fitted(
+        model, params, start, sequences, settings, train.TrainParams.of(settings),
+        jnp.int32(steps), jax.random.key(0), span=SPAN,
+    )  # fmt: skip
+
+
+def distance(ours, theirs, start):
+    """‖Δours − Δtheirs‖ / ‖Δtheirs‖ over all tensors together."""
+    assert set(ours) == set(theirs) == set(start)
+    names = sorted(ours)
+    ours, theirs, start = (
+        np.concatenate([np.asarray(d[n], np.float64).ravel() for n in names])
+        for d in (ours, theirs, start)
+    )
+    assert np.linalg.norm(theirs - start) > 0
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs - start)
+
+
+def test_lora_training_equals_peft(tmp_path):
+    """Loss, masks, gradients, clipping, AdamW and schedule: three updates as torch and PEFT."""
+    theirs = tiny.torch_llama(**NETWORK)
+    model, params = tiny.ported(theirs)
+    start, base = random_adapter(model.config, SETTINGS.lora), str(tmp_path)
+    theirs.config.save_pretrained(base)
+    weights.save_adapter(tmp_path / "start", jax.device_get(start), SETTINGS.lora, base)
+    adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "start", is_trainable=True)
+    before = {n: v.clone() for n, v in peft.get_peft_model_state_dict(adapted).items()}
+    losses = torch_fit(adapted, some_sequences(), SETTINGS, STEPS)
+
+    fitted = fit(model, params, start, SETTINGS)
+    weights.save_adapter(tmp_path / "end", jax.device_get(fitted.trainable), SETTINGS.lora, base)
+    ours = safetensors.numpy.load_file(tmp_path / "end" / "adapter_model.safetensors")
+    assert distance(ours, peft.get_peft_model_state_dict(adapted), before) < 1e-3
+    assert float(fitted.first_loss) == pytest.approx(losses[0], rel=1e-4)
+    assert float(fitted.last_loss) == pytest.approx(losses[-1], rel=1e-4)
+    assert int(fitted.steps) == STEPS
+    assert int(fitted.tokens) == STEPS * (24 + 13 + 17 + 20)  # valid rows, no padding
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_full_training_equals_torch(tied, tmp_path):
+    """Full fine-tuning moves every weight, shared ones too, as torch does in two updates."""
+    settings = dataclasses.replace(SETTINGS, trainable="full")
+    theirs = tiny.torch_llama(**NETWORK, tie_word_embeddings=tied)
+    model, params = tiny.ported(theirs)
+    before = {n: v.detach().clone() for n, v in theirs.named_parameters()}
+    torch_fit(theirs, some_sequences(), settings, 2)
+
+    fitted = fit(model, params, params, settings, steps=2)
+    weights.save_params(tmp_path, jax.device_get(fitted.trainable))
+    ours = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    after = {n: v.detach() for n, v in theirs.named_parameters()}
+    assert distance(ours, after, before) < 1e-3
+    assert all((after[n] != before[n]).any() for n in after)
+
+
+def test_no_steps_change_nothing():
+    """Where nothing was accepted, no step is taken and the adapter stays as it was."""
+    model, params = tiny.ported(tiny.torch_llama(**NETWORK))
+    none = some_sequences()._replace(valid=np.zeros(6, bool))
+    start = random_adapter(model.config, SETTINGS.lora)
+    steps = train.steps_for(none, SETTINGS, train.TrainParams.of(SETTINGS))
+    fitted = fit(model, params, start, SETTINGS, int(steps), none)
+    assert int(steps) == int(fitted.tokens) == 0
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), fitted.trainable, start))
+
+
+@pytest.mark.parametrize(("valid", "epochs", "expected"), [(11, 3, 9), (10, 3, 6), (1, 2, 2)])
+def test_steps_cover_the_valid_sequences(valid, epochs, expected):
+    """An epoch is as many batches as hold every valid sequence, the last one perhaps part empty."""
+    sequences = train.Sequences(None, None, None, jnp.arange(40) < valid)
+    params = train.TrainParams.of(dataclasses.replace(SETTINGS, epochs=epochs))
+    assert int(train.steps_for(sequences, SETTINGS, params)) == expected
+
+
+def test_every_epoch_reads_each_sequence_once():
+    """Shuffled passes: with a rate of zero, the losses of an epoch average to that of the whole."""
+    model, params = tiny.ported(tiny.torch_llama())
+    sequences = some_sequences()._replace(
+        begin=np.array([18, 7, 3, 11, 14, 2], np.int32),  # as many answer tokens in each: 6
+        valid=np.ones(6, bool),
+    )
+    sequences = sequences._replace(lengths=sequences.begin + 6)
+    settings = dataclasses.replace(SETTINGS, batch_size=2, learning_rate=0.0)
+    start = random_adapter(model.config, settings.lora)
+    variables = lora.variables(params, start, settings)
+    whole = float(train.loss(model, variables, sequences, SPAN))
+    # Ten passes of three steps: the first tenth of the steps, and the last, are whole passes.
+    fitted = fit(model, params, start, settings, 30, sequences)
+    assert float(fitted.first_loss) == pytest.approx(whole, rel=1e-5)
+    assert float(fitted.last_loss) == pytest.approx(whole, rel=1e-5)
+    assert int(fitted.tokens) == 10 * sequences.lengths.sum()
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.03, 0.25, 0.9])
+def test_schedule_is_the_formula(warmup):
+    """Warm-up and cosine as by hand for every number of steps, and never above the peak."""
+    settings = dataclasses.replace(SETTINGS, warmup=warmup)
+    params, schedule = train.TrainParams.of(settings), jax.jit(train.learning_rate)
+    for total in (1, 2, 3, 10, 34, 50, 101):
+        steps = jnp.arange(total)
+        found = np.asarray(jax.vmap(schedule, (None, 0, None))(params, steps, jnp.int32(total)))
+        expected = [rate(step, settings, total) for step in range(total)]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
+        assert 0 < found.max() <= settings.learning_rate * (1 + 1e-6)

@@ -1,0 +1,255 @@
+"""The command as a user runs it: outputs, continuation, own data, mistakes, several devices."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from isara_jax import config, run, setup
+from isara_jax.executables import Executables
+from tests.iteration_test import SAMPLES, SEEDS, small
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def adapter(workdir):
+    return safetensors.numpy.load_file(workdir / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory):
+    """The main job on the bundled model, made short."""
+    workdir = tmp_path_factory.mktemp("bundled") / "run"
+    c = small(setup.BUNDLED_MODEL, samples_per_iteration=32, slots=16, evaluation__n=48)
+    c.filters.finished, c.filters.rouge_l = True, 0.9
+    return config.resolve(c), workdir, run.run(config.resolve(c), workdir)
+
+
+def test_summary_has_what_was_promised(bundled):
+    """Scripts read summary.json: its fields, its methods, and counts that agree."""
+    c, workdir, summary = bundled
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    assert (summary["task"], summary["n_seeds"]) == ("safety", SEEDS)
+    methods = [(row["method"], row["iteration"]) for row in summary["rows"]]
+    expected = [("base", None), ("sft", None), ("icl_knn", None), ("isara", 1), ("isara", 2)]
+    assert methods == expected
+    for row in summary["rows"]:
+        assert {"harmless_rate", "harmless_rate_greedy", "over_refusal_rate"} <= set(row["metrics"])
+        for name, (k, n) in row["counts"].items():
+            low, high = row["intervals"][name]
+            assert row["metrics"][name] == k / n and low <= k / n <= high
+        assert row["n"] == 48
+    assert set(summary["compiles"].values()) == {1} and "isara_step" in summary["compiles"]
+    accepted = sum(i["accepted"] for i in summary["iterations"])
+    assert summary["scaling_ratio"] == accepted / SEEDS > 0
+    assert summary["rows"][1]["steps"] == sum(i["train_steps"] for i in summary["iterations"])
+    assert len(summary["examples"]) == 5
+    assert all(
+        summary["seconds"][name] > 0 for name in ("compile", "questions", "answers", "train")
+    )
+
+
+def test_the_workdir_holds_what_was_promised(bundled):
+    """Each file a user is told of is there and is what it is said to be."""
+    c, workdir, summary = bundled
+    assert json.loads((workdir / "config.json").read_text())["samples_per_iteration"] == 32
+    assert [line["step"] for line in lines(workdir / "metrics.jsonl")] == [0, 1, 2]
+    assert "<html" in (workdir / "report.html").read_text()[:200]
+    assert list((workdir / "tensorboard").iterdir())
+    assert not list(workdir.rglob("*.tmp"))
+    known = {f"seed-{i + 1}" for i in range(SEEDS)}
+    for number in (1, 2):
+        samples = lines(workdir / "samples" / f"iteration_{number}.jsonl")
+        assert len(samples) == 32
+        entry = summary["iterations"][number - 1]
+        assert sum(s["accepted"] for s in samples) == entry["accepted"]
+        for sample in samples:
+            assert set(sample["demonstrations"]) <= known and len(sample["demonstrations"]) == 3
+            assert (sample["reason"] == "accepted") == sample["accepted"]
+        known |= {s["id"] for s in samples if s["accepted"]}
+
+
+def test_a_finished_run_is_not_repeated(bundled, monkeypatch, capsys):
+    """The same command again shows the table and computes nothing."""
+    c, workdir, summary = bundled
+    monkeypatch.setattr(Executables, "_get", None)
+    assert run.run(c, workdir) == summary
+    assert "ISARA" in capsys.readouterr().out
+
+
+def test_another_configuration_is_refused(bundled):
+    """Two runs mixed in one folder would be nobody's result."""
+    c, workdir, _ = bundled
+    values = small(
+        setup.BUNDLED_MODEL, samples_per_iteration=32, slots=16, evaluation__n=48, seed=3
+    )
+    values.filters.finished, values.filters.rouge_l = True, 0.9
+    with pytest.raises(config.ConfigError, match="config.seed: 0 there, 3 now"):
+        run.run(config.resolve(values), workdir)
+
+
+@pytest.fixture(scope="module")
+def whole(random_model, tmp_path_factory):
+    """A run of the random model, not interrupted."""
+    c = config.resolve(small(random_model))
+    workdir = tmp_path_factory.mktemp("whole")
+    return c, workdir, run.run(c, workdir)
+
+
+def test_an_interrupted_run_continues_where_it_stopped(whole, tmp_path, monkeypatch):
+    """Killed in the second iteration and started again: the same samples, adapter and table."""
+    c, uninterrupted, summary = whole
+    step, calls = Executables.step, []
+
+    def dies(self, state):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step(self, state)
+
+    monkeypatch.setattr(Executables, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(c, tmp_path)
+    continued = run.run(c, tmp_path)
+    assert len(calls) == 3  # the first iteration was not computed again
+    assert continued["rows"] == summary["rows"]
+    for name in ("samples/iteration_1.jsonl", "samples/iteration_2.jsonl"):
+        assert (tmp_path / name).read_text() == (uninterrupted / name).read_text()
+    ours, theirs = adapter(tmp_path), adapter(uninterrupted)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [0, 1, 2]
+
+
+_ON_DEVICES = """
+import pathlib, sys
+import jax
+from isara_jax import config, run
+from tests.iteration_test import small
+data, fsdp, model = map(int, sys.argv[3].split("x"))
+c = small(sys.argv[1], mesh__data=data, mesh__fsdp=fsdp, mesh__model=model)
+summary = run.run(config.resolve(c), pathlib.Path(sys.argv[2]))
+assert len(jax.devices()) == 8, jax.devices()
+assert set(summary["compiles"].values()) == {1}, summary["compiles"]
+"""
+
+
+@pytest.mark.parametrize("shape", ["2x2x2"])
+def test_a_mesh_of_eight_devices_gives_the_same_samples(whole, random_model, tmp_path, shape):
+    """Sharded over data, fsdp and model: the same tokens, and the same adapter to 1e-3."""
+    _, one, _ = whole
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run(
+        [sys.executable, "-c", _ON_DEVICES, str(random_model), str(tmp_path / "run"), shape],
+        cwd=ROOT, env=os.environ | flags, check=True, timeout=600,
+    )  # fmt: skip
+    for name in ("samples/iteration_1.jsonl", "samples/iteration_2.jsonl"):
+        assert (tmp_path / "run" / name).read_text() == (one / name).read_text()
+    ours, theirs = adapter(tmp_path / "run"), adapter(one)
+    for name in theirs:
+        scale = np.abs(theirs[name]).max()
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-3 * scale)
+
+
+def test_own_seeds_without_a_judge(random_model, tmp_path):
+    """Somebody's own file: the run says that nobody judges, and reports likelihood instead."""
+    seeds = tmp_path / "mine.jsonl"
+    rows = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}."} for i in range(12)]
+    seeds.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    c = small(random_model, iterations=1)
+    c.task.name, c.task.seeds, c.task.n_seeds, c.task.held_out = "sums", str(seeds), 0, 4
+    summary = run.run(config.resolve(c), tmp_path / "run")
+    assert (summary["task"], summary["n_seeds"]) == ("sums", 8)
+    losses = {row["method"]: row["metrics"]["nll_per_token"] for row in summary["rows"]}
+    assert set(losses) == {"base", "sft", "icl_knn", "isara"} and all(
+        np.isfinite([*losses.values()])
+    )
+    assert summary["iterations"][0]["valid_questions"] is None
+
+
+def command(*flags):
+    """Runs the command with compilation forbidden: it must fail before."""
+    code = (
+        "import sys, jax\n"
+        "jax.jit = lambda *a, **k: sys.exit('COMPILED')\n"
+        "import isara_jax.main as m\n"
+        "from absl import app\n"
+        "app.run(m.main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def _mistakes():
+    """(name, content of the seeds file or None, flags, what the message must say)."""
+    good = '{"question": "Why?", "answer": "So."}\n{"question": "How?", "answer": "Thus."}\n'
+    long_answer = '{"question": "Long?", "answer": "' + "word " * 200 + '"}\n'
+    own = ("--config.task.seeds={seeds}", "--config.task.held_out=0")
+    return [
+        ("missing", None, ("--config.task.seeds={folder}/no.jsonl",), ("no.jsonl",)),
+        ("empty", "", own, ("seeds.jsonl",)),
+        ("malformed", good + "{oops\n", own, ("seeds.jsonl:3",)),
+        ("field", good + '{"question": "x"}\n', own, ("seeds.jsonl:3", "answer")),
+        ("duplicate", good + good, own, ("seeds.jsonl:3", "line 1")),
+        ("long", long_answer + good, own, ("answer", "config.answer.max_tokens=40")),
+        ("model", None, ("--config.model.path={folder}/none",), ("config.model.path", "none")),
+        ("devices", None, ("--config.mesh.data=64",), ("config.mesh", "64")),
+        ("value", None, ("--config.iterations=0",), ("config.iterations=0",)),
+        ("prompt", None, ("--config.answer.max_tokens=600",), ("config.answer",)),
+        ("domain", None, ("--config.task.name=cooking",), ("cooking", "safety")),
+    ]
+
+
+@pytest.mark.parametrize("mistake", _mistakes(), ids=lambda m: m[0])
+def test_mistakes_end_in_one_clear_line(mistake, tmp_path):
+    """Each mistake is named, with file and line or field, before anything is compiled."""
+    _, content, flags, said = mistake
+    seeds = tmp_path / "seeds.jsonl"
+    if content is not None:
+        seeds.write_text(content)
+    flags = [f.format(seeds=seeds, folder=tmp_path) for f in flags]
+    code, output = command("--config=configs/safety.py", f"--workdir={tmp_path / 'run'}", *flags)
+    assert code != 0 and "COMPILED" not in output and "Traceback" not in output, output
+    assert all(part in output for part in said), output
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_an_unknown_field_is_refused():
+    """A misspelt flag does nothing silently."""
+    code, output = command(
+        "--config=configs/safety.py", "--workdir=unused", "--config.train.learning_rte=1"
+    )
+    assert code != 0 and "learning_rte" in output
+
+
+def test_a_tokenizer_of_another_model_is_refused(random_model, tmp_path):
+    """More tokens than rows of the embedding: text would be read as noise."""
+    folder = tmp_path / "model"
+    shutil.copytree(random_model, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] |= {f"extra{i}": 1536 + i for i in range(10)}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    c = config.resolve(small(folder))
+    with pytest.raises(ValueError, match="1546 tokens, the model's embedding 1536 rows"):
+        run.run(c, tmp_path / "run")
+
+
+def test_samples_of_a_run_do_not_depend_on_the_slots(whole, random_model, tmp_path):
+    """Slots are scheduling: with fewer of them the same samples come out."""
+    _, one, _ = whole
+    c = small(random_model, slots=4, iterations=1)
+    run.run(config.resolve(c), tmp_path)
+    name = "samples/iteration_1.jsonl"
+    assert (tmp_path / name).read_text() == (one / name).read_text()
+    assert len(lines(tmp_path / name)) == SAMPLES
