@@ -69,7 +69,7 @@ class Retrieval:
     r"""Nearest demonstrations by the base model's own embedding of `Question: q\nAnswer:`."""
 
     backend: Literal["scann", "device"] = "scann"  # device: exact matmul and top_k
-    layer: int = -1  # blocks to run, counted from the end: -1 leaves out the last one
+    layer: int = 0  # counted from the end: 0 runs all blocks, -1 leaves out the last one
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,8 @@ def questions(
 ) -> jax.Array:
     r"""Mean hidden state over the wrapped question `Question: q\nAnswer:`.
 
-    Measured on the bundled world (benchmarks/retrieval_quality.py), the mean over the wrapped
-    question retrieves better than its last token, and an inner layer better than the last.
+    Measured on the bundled model (benchmarks/retrieval_quality.py): the mean over the wrapped
+    question retrieves better than its last token, and the last block better than inner ones.
 
     Args:
       model: the network.

@@ -135,12 +135,15 @@ class Vocabulary:
 
     def _token_bytes(self) -> list[bytes]:
         decoder = json.dumps(json.loads(self.tokenizer.backend_tokenizer.to_str())["decoder"])
-        special = set(self.tokenizer.all_special_ids)
+        added = self.tokenizer.added_tokens_decoder
+        special = set(self.tokenizer.all_special_ids) | {i for i, t in added.items() if t.special}
         result = [b""] * self.size
         for token, index in self.tokenizer.get_vocab().items():
             if index in special:
                 continue
-            if "ByteLevel" in decoder:
+            if index in added:  # written as it reads, in neither alphabet
+                result[index] = token.encode()
+            elif "ByteLevel" in decoder:
                 result[index] = bytes(_byte_of_character().get(c, 0x3F) for c in token)
             elif "ByteFallback" in decoder:
                 byte = token.startswith("<0x") and token.endswith(">") and len(token) == 6
