@@ -22,6 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
     # The world's sentences are short: a pair takes about 45 tokens with its headers.
     c.question.max_tokens, c.question.prompt_tokens = 32, 208
     c.answer.max_tokens, c.answer.prompt_tokens = 40, 320
-    # Best for SFT on the seeds, of 3e-4, 1e-3 and 3e-3; ISARA takes the same.
-    c.train.learning_rate = 1e-3
+    # With its own earlier answers as a model to follow, refusals spread to benign requests.
+    c.answer.model = "base"
+    # The rate best for SFT on the seeds, of 3e-4, 1e-3 and 3e-3; ISARA takes the same.
+    c.train.learning_rate, c.train.epochs = 1e-3, 6
+    c.evaluation.sft_steps = (0.25, 0.5, 1.0)
     return c

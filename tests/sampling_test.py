@@ -48,6 +48,17 @@ def test_kept_set_equals_sorting(top_k):
         np.testing.assert_array_equal(kept, sorted_reference(probs, top_k, top_p))
 
 
+def test_neighbouring_numbers_are_told_apart():
+    """The bisection goes down to the last bit: k tokens stay though they differ by one ulp."""
+    steps = np.arange(16, dtype=np.int32)
+    for middle in (1 / 16, 1e-5, 1e-30):
+        row = (np.float32(middle).view(np.int32) + steps).view(np.float32)
+        probs = np.random.default_rng(0).permutation(row)[None]
+        for k in steps[1:]:
+            kept = np.asarray(keep(probs, jnp.int32(k), jnp.float32(1)))
+            np.testing.assert_array_equal(kept, sorted_reference(probs, int(k), 2))
+
+
 def test_kept_set_equals_transformers():
     """Over a real vocabulary's size the nucleus and the top-k are those of HF's warpers."""
     logits = np.random.default_rng(1).normal(0, 3, (32, 4000)).astype(np.float32)
