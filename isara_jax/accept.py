@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from isara_jax import config, decode, packing, retrieval
 
@@ -29,11 +30,12 @@ class FilterParams(NamedTuple):
 
     @classmethod
     def of(cls, filters: config.Filters) -> "FilterParams":
+        """Host scalars, to be placed by the caller."""
         return cls(
-            jnp.bool_(filters.finished),
-            jnp.int32(filters.min_tokens),
-            jnp.float32(filters.rouge_l),
-            jnp.float32(filters.min_score),
+            np.bool_(filters.finished),
+            np.int32(filters.min_tokens),
+            np.float32(filters.rouge_l),
+            np.float32(filters.min_score),
         )
 
 

@@ -6,6 +6,7 @@
 
 import dataclasses
 import difflib
+import json
 import typing
 from typing import Any, Literal
 
@@ -261,5 +262,5 @@ def _field(config: Config, path: str) -> Any:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The resolved configuration as plain JSON values."""
-    return dataclasses.asdict(config)
+    """The resolved configuration as plain JSON values (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -31,8 +31,8 @@ class Generation(NamedTuple):
       tokens: `[N, L]`, without EOS or stop string; padding 0.
       lengths: `[N]`.
       finish: `[N]` int32: `UNFINISHED` (out of room), `AT_EOS`, or `AT_STOP` + the stop's index.
-      score: `[N]` mean log-probability of the tokens drawn, EOS or stop included, in nats, under
-        the model itself (temperature 1, nothing cut off).
+      score: `[N]` mean log-probability of the tokens drawn, EOS or stop included, in nats, at
+        temperature 1 and before top-k and top-p (tokens that spell nothing stay excluded).
       drawn: int32 scalar, all tokens drawn.
     """
 
@@ -175,7 +175,8 @@ def _refill(sampler: Sampler, variables: dict, prompts: packing.Prompts, s: _Slo
     slots = jnp.argsort(~s.free, stable=True)[: sampler.refill]
     requests = s.waiting + jnp.arange(sampler.refill)
     real = requests < n_requests
-    slots = jnp.where(real, slots, sampler.slots)  # out of range: dropped
+    # Out of range, so dropped; each another, since the rows are promised to be unique.
+    slots = jnp.where(real, slots, sampler.slots + jnp.arange(sampler.refill))
     rows = jnp.minimum(requests, n_requests - 1)
     chunk, lengths = prompts.tokens[rows], prompts.lengths[rows]
     chunk = mesh_lib.constrain(chunk, sampler.mesh, mesh_lib.BATCH, None)

@@ -36,31 +36,19 @@ def initial_state(p: Program, inputs: Inputs, seeds: packing.Pairs) -> State:
     )
     everything = jnp.ones(p.n_seeds, bool)
     pool = pool.append(seeds, embed.centre(raw, mean), everything, jnp.int32(0))
-    return State(fresh_trainable(p, inputs), pool, jnp.int32(0))
+    trainable = iteration.fresh_trainable(p, inputs.base, inputs.hyper.seed)
+    return State(trainable, pool, jnp.int32(0))
 
 
-def fresh_trainable(p: Program, inputs: Inputs) -> lora.Trainable:
-    """An adapter, or a copy of the weights, that changes nothing."""
-    return iteration.fresh_trainable(p, inputs.base, inputs.hyper.seed)
-
-
-def fine_tune_on_seeds(p: Program, inputs: Inputs, pool: Pool, steps: jax.Array) -> train.Fit:
+def fine_tune_on_seeds(p: Program, inputs: Inputs, start: State, steps: jax.Array) -> train.Fit:
     """The SFT baseline: the same optimiser, on the seeds alone, for a given number of steps."""
+    pool = start.pool
     ids, lengths, begin = packing.training_sequences(p.template, pool.pairs, p.train_tokens)
     return train.fit(
-        p.model, inputs.base, fresh_trainable(p, inputs),
+        p.model, inputs.base, start.trainable,
         train.Sequences(ids, lengths, begin, pool.occupied), p.config.train, inputs.hyper.train,
         steps, iteration.stage_key(inputs.hyper, jnp.int32(0), len(iteration.STAGES)),
         p.answer_span,
-    )  # fmt: skip
-
-
-def seeds_alone(p: Program, pool: Pool) -> Pool:
-    """The pool's first rows, which are the seeds."""
-    rows = jnp.arange(p.n_seeds)
-    return Pool(
-        pool.pairs.take(rows), pool.embedding[rows], pool.origin[rows], jnp.int32(p.n_seeds),
-        pool.mean,
     )  # fmt: skip
 
 
@@ -78,82 +66,67 @@ class Executables:
         self.seconds = 0.0
         self._compiled: dict[str, Callable] = {}
 
-    def _get(self, name: str, function: Callable, *args: Any, **options: Any) -> Callable:
-        """The executable `name`, compiled for the shapes of `args` when first asked for."""
+    def _get(
+        self, name: str, function: Callable, *args: Any, donate: int | None = None
+    ) -> Callable:
+        """The executable `name`, compiled for the shapes of `args` when first asked for.
+
+        Where results lie is pinned: else the partitioner may lay out the state otherwise than it
+        came in, and the second iteration would be recompiled.
+        """
         if name not in self._compiled:
             began = time.monotonic()
-            self._compiled[name] = jax.jit(function, **options).lower(*args).compile()
+            placed = self._placed(jax.eval_shape(function, *args))
+            jitted = jax.jit(function, out_shardings=placed, donate_argnums=donate)
+            self._compiled[name] = jitted.lower(*args).compile()
             self.compiles[name] += 1
             self.seconds += time.monotonic() - began
             if self.program.progress is not None:
                 self.program.progress.lap("compile")
         return self._compiled[name]
 
-    def _call(self, name: str, function: Callable, *args: Any, **options: Any) -> Any:
-        return self._get(name, functools.partial(function, self.program), *args, **options)(*args)
+    def _call(self, name: str, function: Callable, *args: Any) -> Any:
+        return self._get(name, functools.partial(function, self.program), *args)(*args)
 
-    def state_sharding(self, state: State) -> State:
-        """Where the carried state lies. Pinned: else the second iteration would be recompiled."""
+    def _placed(self, abstract: Any) -> Any:
+        """The shardings of a result: on every device, but for weights in full fine-tuning."""
+        if type(abstract) is tuple:
+            return tuple(self._placed(part) for part in abstract)
         whole = mesh_lib.replicated(self.program.mesh)
-        placed = jax.tree.map(lambda _: whole, state)
-        if self.program.config.train.trainable == "full":
-            flat = weights.flatten(state.trainable)
+        placed = jax.tree.map(lambda _: whole, abstract)
+        if self.program.config.train.trainable == "full" and hasattr(abstract, "trainable"):
             spread = {
                 path: weights.sharding(path, leaf.shape, self.program.mesh)
-                for path, leaf in flat.items()
+                for path, leaf in weights.flatten(abstract.trainable).items()
             }
             placed = placed._replace(trainable=weights.unflatten(spread))
         return placed
 
     def start(self, seeds: packing.Pairs) -> State:
         """The state before the first iteration."""
-        function = functools.partial(initial_state, self.program)
-        abstract = jax.eval_shape(function, self.inputs, seeds)
-        options = {"out_shardings": self.state_sharding(abstract)}
-        return self._call("initial_state", initial_state, self.inputs, seeds, **options)
-
-    def fresh(self) -> lora.Trainable:
-        """A trainable that changes nothing."""
-        return self._call("fresh_trainable", fresh_trainable, self.inputs)
+        return self._call("initial_state", initial_state, self.inputs, seeds)
 
     def compile_step(self, state: State) -> None:
         """Compiles the iteration before it is needed (fused execution)."""
         if self.program.config.execution == "fused":
-            self._get("isara_step", self._fused, self.inputs, state, **self._step_options(state))
+            self._step(state)
 
-    def _fused(self, inputs: Inputs, state: State) -> tuple[State, Report]:
-        return iteration.isara_step(self.program, inputs, state)
-
-    def _step_options(self, state: State) -> dict[str, Any]:
-        placed = (self.state_sharding(state), mesh_lib.replicated(self.program.mesh))
-        return {"donate_argnums": 1, "out_shardings": placed}
+    def _step(self, state: State) -> Callable:
+        function = functools.partial(iteration.isara_step, self.program)
+        return self._get("isara_step", function, self.inputs, state, donate=1)
 
     def step(self, state: State) -> tuple[State, Report]:
         """One iteration; `state` is given away."""
         if self.program.config.execution == "fused":
-            options = self._step_options(state)
-            return self._get("isara_step", self._fused, self.inputs, state, **options)(
-                self.inputs, state
-            )
+            return self._step(state)(self.inputs, state)
         return iteration.isara_step(self.program, self.inputs, state, self._stage)
 
     def _stage(self, name: str, stage: iteration.Stage) -> iteration.Stage:
-        def run(program: Program, *args: Any) -> Any:
-            placed: Any = mesh_lib.replicated(program.mesh)
-            if name == "report":
-                abstract, _ = jax.eval_shape(functools.partial(stage, program), *args)
-                placed = (self.state_sharding(abstract), placed)
-            return self._call(f"stage_{name}", stage, *args, out_shardings=placed)
+        return lambda program, *args: self._call(f"stage_{name}", stage, *args)
 
-        return run
-
-    def seeds(self, pool: Pool) -> Pool:
-        """The seeds of the pool, as a pool."""
-        return self._call("seeds_alone", seeds_alone, pool)
-
-    def fine_tune_on_seeds(self, seeds: Pool, steps: jax.Array) -> train.Fit:
-        """The SFT baseline."""
-        return self._call("sft", fine_tune_on_seeds, self.inputs, seeds, steps)
+    def fine_tune_on_seeds(self, start: State, steps: jax.Array) -> train.Fit:
+        """The SFT baseline, from the state before the first iteration."""
+        return self._call("sft", fine_tune_on_seeds, self.inputs, start, steps)
 
     def answer(
         self, trainable: lora.Trainable, held_out: answers.Questions,

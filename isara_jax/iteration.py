@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from isara_jax import accept, decode, embed, lora, packing, retrieval, sampling, stops, train
@@ -90,8 +91,9 @@ class Hyper(NamedTuple):
 
     @classmethod
     def of(cls, config: Config) -> "Hyper":
+        """Host scalars, to be placed by the caller."""
         return cls(
-            jnp.uint32(config.seed),
+            np.uint32(config.seed),
             sampling.SamplingParams.of(config.question.sampling),
             sampling.SamplingParams.of(config.answer.sampling),
             accept.FilterParams.of(config.filters),

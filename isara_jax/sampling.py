@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from isara_jax import config
 
@@ -17,10 +18,11 @@ class SamplingParams(NamedTuple):
 
     @classmethod
     def of(cls, sampling: config.Sampling) -> "SamplingParams":
+        """Host scalars, to be placed by the caller."""
         return cls(
-            jnp.float32(sampling.temperature),
-            jnp.int32(sampling.top_k),
-            jnp.float32(sampling.top_p),
+            np.float32(sampling.temperature),
+            np.int32(sampling.top_k),
+            np.float32(sampling.top_p),
         )
 
 
@@ -71,7 +73,11 @@ def row_keys(key: jax.Array, requests: jax.Array, positions: jax.Array) -> jax.A
 
 
 def sample(logits: jax.Array, keys: jax.Array, params: SamplingParams) -> jax.Array:
-    """Draws a token a row by inversion: one uniform number a row, not one a logit.
+    """Draws a token a row by the Gumbel-max trick.
+
+    Inverting the cumulative distribution would take one random number a row in place of V, but
+    rounding moves each of its V boundaries: on another mesh or batch size one token in a few
+    thousand would change. Here only near-ties of two tokens can.
 
     Args:
       logits: `[B, V]` f32.
@@ -82,20 +88,17 @@ def sample(logits: jax.Array, keys: jax.Array, params: SamplingParams) -> jax.Ar
       `[B]` int32.
     """
 
+    def limit(scaled: jax.Array) -> jax.Array:
+        probs = jax.nn.softmax(scaled)
+        kept = keep_most_probable(probs, params.top_k, params.top_p)
+        return jnp.where(kept > 0, scaled, -jnp.inf)
+
     def drawn(logits: jax.Array) -> jax.Array:
-        probs = jax.nn.softmax(logits / params.temperature)
+        scaled = logits / params.temperature
         limited = (params.top_k > 0) | (params.top_p < 1)
-        probs = jax.lax.cond(
-            limited,
-            lambda p: keep_most_probable(p, params.top_k, params.top_p),
-            lambda p: p,
-            probs,
-        )
-        uniform = jax.vmap(jax.random.uniform)(keys)
-        cumulative = jnp.cumsum(probs, axis=-1)
-        target = uniform[:, None] * cumulative[:, -1:]
-        # A token of probability zero adds nothing; asked for too, should the sum round upwards.
-        return jnp.argmax((cumulative > target) & (probs > 0), axis=-1).astype(jnp.int32)
+        scaled = jax.lax.cond(limited, limit, lambda x: x, scaled)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+        return jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32)
 
     def most_probable(logits: jax.Array) -> jax.Array:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)

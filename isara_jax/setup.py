@@ -14,7 +14,6 @@ from isara_jax.progress import Progress
 
 BUNDLED_MODEL = pathlib.Path(__file__).parent / "testbed" / "tiny_llama"
 BUNDLED_SEEDS = 64  # the number of the paper's example
-_PARAMS_LIMIT = 4096
 
 
 class Setup(NamedTuple):
@@ -61,6 +60,10 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
     )
     path = pathlib.Path(c.model.path).expanduser() if c.model.path else BUNDLED_MODEL
     network = weights.load_config(path)
+    if -c.retrieval.layer > network.n_layers:
+        raise config.ConfigError(
+            f"config.retrieval.layer={c.retrieval.layer}: the model has {network.n_layers} blocks"
+        )
     tokenizer = weights.load_tokenizer(path)
     vocabulary = tokens.Vocabulary(tokenizer, network.vocab_size, str(path))
     mesh = mesh_lib.make(c.mesh)

@@ -126,7 +126,8 @@ def cut_at_stop(
       table: of the stops that ended the rows.
 
     Returns:
-      ids and lengths; what lies beyond a row's length is unspecified.
+      ids and lengths; what lies beyond a row's length is unspecified. A token cut in the row's last
+      column is spelled as far as there is room.
     """
     columns = jnp.arange(ids.shape[1])
     sizes = jnp.where(columns < lengths[:, None], jnp.asarray(table.n_bytes)[ids], 0)

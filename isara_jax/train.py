@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from isara_jax import config, lora
@@ -19,8 +20,9 @@ class TrainParams(NamedTuple):
 
     @classmethod
     def of(cls, train: config.Train) -> "TrainParams":
+        """Host scalars, to be placed by the caller."""
         return cls(
-            jnp.float32(train.learning_rate), jnp.float32(train.warmup), jnp.int32(train.epochs)
+            np.float32(train.learning_rate), np.float32(train.warmup), np.int32(train.epochs)
         )
 
 

@@ -158,7 +158,10 @@ def _shards(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     """The safetensors file of each tensor."""
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if index.exists():
-        files = {name: directory / file for name, file in read_json(index)["weight_map"].items()}
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{index}: no weight_map, which says where each tensor is")
+        files = {name: directory / file for name, file in weight_map.items()}
     elif single.exists():
         with _open(single) as file:
             files = dict.fromkeys(file.keys(), single)
@@ -221,7 +224,10 @@ def _place(
 ) -> jax.Array:
     """One tensor from its file onto the mesh, slice by slice."""
     row, _ = _match(ours)
-    stored = file.get_slice(name)
+    try:
+        stored = file.get_slice(name)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: {name} is not in this file ({error})") from error
     shape = tuple(stored.get_shape())
     expected = want.shape[::-1] if row.transposed else want.shape
     if shape != expected:

@@ -196,7 +196,8 @@ def test_where_demonstrations_come_from(default, prepare, pool, demonstrations):
     """pool=seeds shows nothing generated, in both stages and both ways to draw."""
     s = prepare(pool=pool, question__demonstrations=demonstrations)
     _, state, _ = default
-    state = state._replace(trainable=Executables(s.program, s.inputs).fresh())
+    start = Executables(s.program, s.inputs).start(s.seeds)
+    state = state._replace(trainable=start.trainable)
     write = jax.jit(functools.partial(iteration.write_questions, s.program))
     answer = jax.jit(functools.partial(iteration.answer_questions, s.program))
     question, _ = write(s.inputs, state)
@@ -246,7 +247,7 @@ def test_nothing_to_train_on_leaves_the_adapter(prepare):
     s = prepare(filters__finished=True, train__include_seeds=False)
     exe, state, reports = iterate(s, 1)
     assert reports[0].train_steps == 0
-    fresh = jax.device_get(exe.fresh())
+    fresh = jax.device_get(exe.start(s.seeds).trainable)
     assert adapter_distance(state.trainable, fresh) == 0
 
 

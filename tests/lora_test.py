@@ -174,7 +174,7 @@ def test_lora_training_equals_peft(tmp_path):
     fitted = fit(model, params, start, SETTINGS)
     weights.save_adapter(tmp_path / "end", jax.device_get(fitted.trainable), SETTINGS.lora, base)
     ours = safetensors.numpy.load_file(tmp_path / "end" / "adapter_model.safetensors")
-    assert distance(ours, peft.get_peft_model_state_dict(adapted), before) < 1e-3
+    assert distance(ours, peft.get_peft_model_state_dict(adapted), before) < 1e-4
     assert float(fitted.first_loss) == pytest.approx(losses[0], rel=1e-4)
     assert float(fitted.last_loss) == pytest.approx(losses[-1], rel=1e-4)
     assert int(fitted.steps) == STEPS
@@ -194,7 +194,7 @@ def test_full_training_equals_torch(tied, tmp_path):
     weights.save_params(tmp_path, jax.device_get(fitted.trainable))
     ours = safetensors.numpy.load_file(tmp_path / "model.safetensors")
     after = {n: v.detach() for n, v in theirs.named_parameters()}
-    assert distance(ours, after, before) < 1e-3
+    assert distance(ours, after, before) < 1e-4
     assert all((after[n] != before[n]).any() for n in after)
 
 

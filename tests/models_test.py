@@ -3,7 +3,11 @@
 import dataclasses
 import functools
 import json
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +102,44 @@ def test_half_precision_checkpoint(dtype, tmp_path):
     kernel = np.asarray(params["layers_1"]["mlp"]["down"]["kernel"])
     stored = theirs.model.layers[1].mlp.down_proj.weight.detach().numpy()
     np.testing.assert_array_equal(kernel, stored.T)
+
+
+SHARDED = """
+import pathlib, sys
+import jax, numpy as np
+from isara_jax import config, mesh, weights
+from isara_jax.models import llama
+folder = pathlib.Path(sys.argv[1])
+model = llama.Llama(weights.load_config(folder))
+params = weights.load(folder, model, mesh.make(config.Mesh(data=1, fsdp=2, model=2)))
+kernel = params["layers_0"]["mlp"]["gate"]["kernel"]
+assert len(kernel.sharding.device_set) == 4
+assert {x.data.shape for x in kernel.addressable_shards} == {(16, 24)}, kernel.sharding
+for path, value in weights.flatten(params).items():
+    for shard in value.addressable_shards:
+        np.save(folder / f"{path.replace('/', '.')}-{shard.device.id}.npy", np.asarray(shard.data))
+np.save(folder / "logits.npy", model.apply({"params": params}, np.load(folder / "ids.npy"),
+                                           method="everything"))
+"""
+
+
+def test_weights_spread_over_devices_equal_transformers(tmp_path):
+    """On a mesh each device reads its own slice, of transposed kernels too; logits are HF's."""
+    theirs = tiny.torch_llama(num_key_value_heads=2, attention_bias=True)
+    theirs.save_pretrained(tmp_path)
+    np.save(tmp_path / "ids.npy", IDS)
+    root = pathlib.Path(__file__).parents[1]
+    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(root)}
+    subprocess.run(
+        [sys.executable, "-c", SHARDED, str(tmp_path)],
+        env=os.environ | four | {"JAX_PLATFORMS": "cpu"}, check=True,
+    )  # fmt: skip
+    assert difference(np.load(tmp_path / "logits.npy"), tiny.torch_logits(theirs, IDS)) < 1e-4
+    # Device 0 holds the first halves of inputs and outputs, device 3 the second ones.
+    gate = theirs.model.layers[1].mlp.gate_proj.weight.detach().numpy().T
+    for device, part in ((0, gate[:16, :24]), (3, gate[16:, 24:])):
+        held = np.load(tmp_path / f"layers_1.mlp.gate.kernel-{device}.npy")
+        np.testing.assert_array_equal(held, part)
 
 
 def test_old_buffers_and_a_copied_head_are_skipped(tmp_path):

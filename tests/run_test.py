@@ -180,8 +180,8 @@ def command(*flags):
     """Runs the command with compilation forbidden: it must fail before."""
     code = (
         "import sys, jax\n"
-        "jax.jit = lambda *a, **k: sys.exit('COMPILED')\n"
         "import isara_jax.main as m\n"
+        "jax.jit = lambda *a, **k: sys.exit('COMPILED')\n"
         "from absl import app\n"
         "app.run(m.main)\n"
     )
@@ -204,7 +204,7 @@ def _mistakes():
         ("duplicate", good + good, own, ("seeds.jsonl:3", "line 1")),
         ("long", long_answer + good, own, ("answer", "config.answer.max_tokens=40")),
         ("model", None, ("--config.model.path={folder}/none",), ("config.model.path", "none")),
-        ("devices", None, ("--config.mesh.data=64",), ("config.mesh", "64")),
+        ("devices", None, ("--config.mesh.model=64",), ("config.mesh", "64")),
         ("value", None, ("--config.iterations=0",), ("config.iterations=0",)),
         ("prompt", None, ("--config.answer.max_tokens=600",), ("config.answer",)),
         ("domain", None, ("--config.task.name=cooking",), ("cooking", "safety")),

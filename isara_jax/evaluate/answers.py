@@ -12,7 +12,7 @@ _KEY = 1 << 20  # a step number no iteration reaches, for the keys of evaluation
 
 
 class Questions(NamedTuple):
-    """Held-out pairs, and the seeds that may be shown with them."""
+    """Held-out pairs, and a pool of the seeds, which may be shown with them."""
 
     pairs: packing.Pairs
     seeds: Pool

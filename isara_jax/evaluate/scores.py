@@ -18,7 +18,8 @@ def wilson(k: int, n: int) -> tuple[float, float]:
     share, z2 = k / n, _Z * _Z
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At the ends rounding may leave the share outside its interval.
+    return (middle - half if k else 0.0), (middle + half if k < n else 1.0)
 
 
 def of_labels(

@@ -27,7 +27,7 @@ place, inside a loop too.
 class Linear(nn.Module):
     """`x @ kernel (+ bias)`, plus `(x @ a) @ b` where the collection `lora` has this module.
 
-    The adapter's scale (alpha / rank) is folded into b by the caller (`lora.scaled`).
+    The adapter's scale (alpha / rank) is folded into b by the caller (`lora.variables`).
     """
 
     features: int

@@ -88,30 +88,45 @@ def from_hf(fields: dict[str, Any], source: str) -> LlamaConfig:
             raise ValueError(f"{source}: field {name!r} is missing; a LLaMA config has it")
         return default[0] if value is None else value
 
-    sizes = {ours: take(theirs) for theirs, ours in _SIZES.items()}
+    def count(name: str, *default: int) -> int:
+        value = take(name, *default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{source}: {name} is {value!r}; a whole number above 0 is expected")
+        return value
+
+    sizes = {ours: count(theirs) for theirs, ours in _SIZES.items()}
     heads = sizes["n_heads"]
-    sizes["n_kv_heads"] = take("num_key_value_heads", heads)
-    sizes["head_size"] = take("head_dim", sizes["width"] // heads)
-    optional = {ours: fields.pop(name) for name, ours in _OPTIONAL.items() if name in fields}
-    parts = take("rope_parameters", {}), take("rope_scaling", {})
-    kinds = [p.get("rope_type", p.get("type", "default")) for p in parts]
-    kind = next((k for k in kinds if k != "default"), "default")
-    rope = parts[0] | parts[1]
-    theta = float(rope.get("rope_theta", take("rope_theta", 10_000.0)))
+    sizes["n_kv_heads"] = kv_heads = count("num_key_value_heads", heads)
+    sizes["head_size"] = count("head_dim", sizes["width"] // heads)
+    if heads % kv_heads:
+        raise ValueError(
+            f"{source}: num_attention_heads {heads} is not a multiple of num_key_value_heads "
+            f"{kv_heads}"
+        )
+    if sizes["head_size"] % 2:
+        raise ValueError(f"{source}: head_dim {sizes['head_size']} is odd; RoPE turns pairs")
+    optional = {ours: take(name, None) for name, ours in _OPTIONAL.items()}
+    optional = {ours: value for ours, value in optional.items() if value is not None}
+    theta = _rope_theta(take("rope_parameters", {}), take("rope_scaling", {}), source)
+    theta = theta or take("rope_theta", 10_000.0)
     fields.pop("rope_theta", None)
-    if kind != "default":
-        raise ValueError(f"{source}: rope type {kind!r} is not supported; supported: 'default'")
     if take("hidden_act", "silu") != "silu":
         raise ValueError(f"{source}: hidden_act must be 'silu', the only activation of LLaMA")
     unknown = {k: v for k, v in fields.items() if k not in _IGNORED and v not in (None, False)}
     if unknown:
         raise ValueError(f"{source}: not supported: {unknown}; it would change the logits")
-    if sizes["n_heads"] % sizes["n_kv_heads"]:
-        raise ValueError(
-            f"{source}: num_attention_heads {heads} is not a multiple of num_key_value_heads "
-            f"{sizes['n_kv_heads']}"
-        )
-    return LlamaConfig(**sizes, **optional, rope_theta=theta)
+    return LlamaConfig(**sizes, **optional, rope_theta=float(theta))
+
+
+def _rope_theta(parameters: Any, scaling: Any, source: str) -> float | None:
+    """The base of RoPE's frequencies where these fields, of newer and older files, give it."""
+    for name, part in (("rope_parameters", parameters), ("rope_scaling", scaling)):
+        if not isinstance(part, dict):
+            raise ValueError(f"{source}: {name} is {part!r}; an object is expected")
+        kind = part.get("rope_type", part.get("type", "default"))
+        if kind != "default":
+            raise ValueError(f"{source}: rope type {kind!r} is not supported; supported: 'default'")
+    return (parameters | scaling).get("rope_theta")
 
 
 def to_hf(config: LlamaConfig) -> dict[str, Any]:

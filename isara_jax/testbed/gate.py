@@ -65,8 +65,8 @@ def gate(domain: str, shots: int, data_dir: pathlib.Path) -> dict[str, dict[str,
     """`{"zero-shot greedy": {kind: share}, ...}` of one domain."""
     s = setup.prepare(_config(domain), data_dir, None)
     exe = Executables(s.program, s.inputs)
-    seeds = exe.seeds(exe.start(s.seeds).pool)
-    held_out, fresh = answers.Questions(s.held_out, seeds), exe.fresh()
+    start = exe.start(s.seeds)
+    held_out = answers.Questions(s.held_out, start.pool)
     prompts = _random_demonstrations(s, shots)
     sampler = s.program.sampler(s.config.answer.max_tokens, "gate")
 
@@ -79,7 +79,7 @@ def gate(domain: str, shots: int, data_dir: pathlib.Path) -> dict[str, dict[str,
     for name, temperature in (("greedy", 0.0), ("T=1", 1.0)):
         params = sampling.SamplingParams.of(config.Sampling(temperature=temperature))
         for shot in (0, shots):
-            found = _aligned(s, jax.device_get(exe.answer(fresh, held_out, params, shot)))
+            found = _aligned(s, jax.device_get(exe.answer(start.trainable, held_out, params, shot)))
             table[f"{f'{shot} nearest' if shot else 'zero-shot'} {name}"] = found
         found = _aligned(s, jax.device_get(with_random(s.inputs, params)))
         table[f"{shots} random {name}"] = found

@@ -1,0 +1,67 @@
+"""What a run is about to do, and roughly how long that takes."""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isara_jax.setup import Setup
+
+# Seen on the bundled model and 2 cores: seconds of compilation, and the speed of the rest as a
+# share of a matrix product's.
+_COMPILE_SECONDS, _EFFICIENCY = 40, 0.35
+
+
+def describe(s: Setup, workdir: pathlib.Path, done: int | None) -> str:
+    """The lines shown before a run starts; `done` iterations were found in `workdir`."""
+    c, p = s.config, s.program
+    devices = p.mesh.devices.flat
+    judge = "a judge" if s.task.judge else "no judge for it: likelihood on held-out seeds"
+    continued = f", continued after iteration {done}" if done else ""
+    axes = " × ".join(f"{name} {size}" for name, size in p.mesh.shape.items())
+    return "\n".join(
+        [
+            f"ISARA on {s.model_path.name}: {s.n_params / 1e6:,.1f} M parameters, "
+            f"{np.dtype(p.model.dtype).name}",
+            f"  domain      {s.task.name}: {len(s.task.seeds)} seeds, {len(s.task.items)} held-out "
+            f"questions, {judge}",
+            f"  devices     {p.mesh.size} × {devices[0].device_kind}, mesh {axes}",
+            f"  run         {c.iterations} iterations of {c.samples_per_iteration} samples, "
+            f"{c.execution}, {c.train.trainable} training{continued}",
+            f"  workdir     {workdir}",
+            f"  time        about {_minutes(s)} min (from a matrix product timed just now)",
+        ]
+    )
+
+
+def _minutes(s: Setup) -> int:
+    """The run's FLOPs (2 a parameter for a token read, 6 for one trained on) at this rate."""
+    c, p = s.config, s.program
+    q, a = c.question, c.answer
+    samples = c.samples_per_iteration * c.iterations
+    prompts = p.prompt_capacity(q.k, q.prompt_tokens, q.max_tokens, question=False)
+    prompts += p.prompt_capacity(a.k, a.prompt_tokens, a.max_tokens, question=True)
+    sampled = samples * (prompts + q.max_tokens + a.max_tokens)
+    evaluations = 2 * (2 + c.iterations + len(c.evaluation.sft_steps))
+    sampled += evaluations * len(s.task.items) * (q.max_tokens + a.max_tokens)
+    # Half of the samples accepted; every iteration trains on what there is by then.
+    rows = p.n_seeds * c.iterations + 0.25 * samples * (c.iterations + 1)
+    trained = rows * c.train.epochs * p.train_tokens * (1 + sum(c.evaluation.sft_steps))
+    flops = 2 * s.n_params * (sampled + 3 * trained)
+    seconds = _COMPILE_SECONDS + flops / (_EFFICIENCY * p.mesh.size * _matmul_rate(p.model.dtype))
+    return max(1, round(seconds / 60))
+
+
+def _matmul_rate(dtype: Any) -> float:
+    """FLOP/s of a 1024 × 1024 matrix product here and now, on one device."""
+    size, times = 1024, []
+    x = jax.jit(lambda: jnp.ones((size, size), dtype))()
+    product = jax.jit(lambda x: x @ x).lower(x).compile()
+    for _ in range(3):
+        began = time.monotonic()
+        product(x).block_until_ready()
+        times.append(time.monotonic() - began)
+    return 2 * size**3 / min(times)
