@@ -17,11 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The run; any field can be changed by a flag, `--config.train.learning_rate=1e-4`."""
     c = config.default()
     c.task.name = "safety"
-    c.task.n_seeds = 32
     c.samples_per_iteration = 384
-    # The world's sentences are short: a pair takes about 45 tokens with its headers.
-    c.question.max_tokens, c.question.prompt_tokens = 32, 208
-    c.answer.max_tokens, c.answer.prompt_tokens = 40, 320
     # With its own earlier answers as a model to follow, refusals spread to benign requests.
     c.answer.model = "base"
     # The rate best for SFT on the seeds, of 3e-4, 1e-3 and 3e-3; ISARA takes the same.

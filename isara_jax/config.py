@@ -27,7 +27,7 @@ class Task:
 
     name: str = "safety"
     seeds: str = ""
-    n_seeds: int = 0  # how many seeds to use; 0: all of a file, 64 of the bundled world
+    n_seeds: int = 0  # how many seeds to use; 0: all of a file, 32 of the bundled world
     topics: tuple[str, ...] = ()  # restricts bundled seeds to some topics
     held_out: int = 8  # own seeds kept back for the likelihood, where there is no judge
 
@@ -48,8 +48,8 @@ class Question:
     demonstrations: Literal["random", "knn"] = "random"  # ASSUMED; knn: around a random anchor
     show_answers: bool = True  # ASSUMED: question–answer pairs, not questions alone
     k: int = 4  # ASSUMED: demonstrations in a question's prompt
-    max_tokens: int = 64
-    prompt_tokens: int = 0  # capacity of the prompt; 0: what k of the longest pairs take
+    max_tokens: int = 0  # of a question; 0: of the longest seed, and a quarter more
+    prompt_tokens: int = 0  # capacity of the prompt; 0: k average seeds, and an eighth more
     sampling: Sampling = Sampling(temperature=1.0, top_p=0.9)  # ASSUMED
 
 
@@ -60,7 +60,7 @@ class Answer:
     k: int = 6  # ASSUMED: 4 to 8
     order: Literal["nearest_last", "nearest_first"] = "nearest_last"  # ASSUMED
     model: Literal["current", "base"] = "current"  # ASSUMED; base: never the adapter
-    max_tokens: int = 128
+    max_tokens: int = 0  # as of questions
     prompt_tokens: int = 0
     sampling: Sampling = Sampling(temperature=0.7, top_p=0.9)  # ASSUMED
 
@@ -102,7 +102,6 @@ class Train:
     include_seeds: bool = True  # ASSUMED
     epochs: int = 3
     batch_size: int = 32
-    max_tokens: int = 0  # of a training sequence; 0: the longest question and answer
     learning_rate: float = 3e-4
     warmup: float = 0.03  # share of the steps; then cosine to zero
     weight_decay: float = 0.0
@@ -218,13 +217,14 @@ def _validate(c: Config) -> None:
             raise ConfigError(f"config.{field}={found!r}: {rule}")
 
     positive = (
-        "iterations samples_per_iteration slots question.k question.max_tokens answer.k "
-        "answer.max_tokens train.epochs train.batch_size train.lora.rank mesh.data mesh.fsdp "
+        "iterations samples_per_iteration slots question.k answer.k "
+        "train.epochs train.batch_size train.lora.rank mesh.data mesh.fsdp "
         "mesh.model evaluation.k"
     )
     not_negative = (
         "seed task.n_seeds task.held_out question.prompt_tokens answer.prompt_tokens "
-        "filters.min_tokens train.max_tokens train.warmup train.weight_decay train.learning_rate "
+        "question.max_tokens answer.max_tokens "
+        "filters.min_tokens train.warmup train.weight_decay train.learning_rate "
         "train.clip_norm train.lora.alpha evaluation.n evaluation.temperature filters.rouge_l"
     )
     for names, low, rule in ((positive, 1, "at least 1"), (not_negative, 0, "not below 0")):

@@ -34,6 +34,7 @@ class Program:
     template: packing.Template
     mesh: Mesh
     n_seeds: int
+    typical_pair: int
     steps_per_check: int
     progress: Progress | None = None
 
@@ -51,18 +52,17 @@ class Program:
     @property
     def train_tokens(self) -> int:
         """Tokens of a training sequence: BOS, headers, question, answer, EOS."""
-        longest = self.pair_tokens + 2 - len(self.template.separator)
-        return self.config.train.max_tokens or min(longest, self.model.config.max_length)
+        return self.pair_tokens + 2 - len(self.template.separator)
 
     @property
     def answer_span(self) -> int:
         return self.config.answer.max_tokens + 1
 
     def prompt_capacity(self, k: int, asked: int, generated: int, question: bool) -> int:
-        """Tokens of a prompt: as asked for, else k of the longest pairs, if the model has room."""
+        """Tokens of a prompt: as asked for, else k typical pairs, if the model has room."""
         tail = self.template.overhead(0) + (self.config.question.max_tokens if question else 0)
         room = self.model.config.max_length - generated
-        return asked or min(k * self.pair_tokens + tail, room)
+        return asked or min(k * self.typical_pair + tail, room)
 
     def sampler(self, max_tokens: int, stage: str) -> decode.Sampler:
         c = self.config

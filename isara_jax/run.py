@@ -29,9 +29,10 @@ def run(c: config.Config, workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError: something asked for cannot work; raised before anything is compiled.
     """
-    _check_same_run(c, workdir)
     progress = Progress()
     setup = prepare(c, workdir / "data", progress)
+    c = setup.config
+    _check_same_run(c, workdir)
     progress.expect("questions", c.samples_per_iteration)
     progress.expect("answers", c.samples_per_iteration)
     progress.expect("evaluation", len(setup.task.items))

@@ -1,26 +1,26 @@
 """From a configuration to everything a run needs, with every mistake found before compiling."""
 
+import dataclasses
 import pathlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from isara_jax import config, iteration, packing, retrieval, stops, tasks, tokens, weights
+from isara_jax import config, iteration, lengths, packing, retrieval, stops, tasks, tokens, weights
 from isara_jax import mesh as mesh_lib
 from isara_jax.models import llama
 from isara_jax.progress import Progress
 
 BUNDLED_MODEL = pathlib.Path(__file__).parent / "testbed" / "tiny_llama"
-BUNDLED_SEEDS = 64  # the number of the paper's example
+BUNDLED_SEEDS = 32
 
 
 class Setup(NamedTuple):
     """What a run works on.
 
     Attributes:
-      config: resolved.
+      config: resolved, lengths included.
       task: the domain.
       vocabulary: the tokenizer.
       program: the static part of the computation.
@@ -64,26 +64,26 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
         raise config.ConfigError(
             f"config.retrieval.layer={c.retrieval.layer}: the model has {network.n_layers} blocks"
         )
-    tokenizer = weights.load_tokenizer(path)
-    vocabulary = tokens.Vocabulary(tokenizer, network.vocab_size, str(path))
+    vocabulary = tokens.Vocabulary(weights.load_tokenizer(path), network.vocab_size, str(path))
+    template = packing.Template.of(vocabulary)
+    task = dataclasses.replace(task, items=task.items[: c.evaluation.n or None])
+    encoded = lengths.encode(c, task, vocabulary, template, network.max_length)
+    c = encoded.config
     mesh = mesh_lib.make(c.mesh)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     wide = c.model.dtype == "float32" or (c.model.dtype == "auto" and on_cpu)
     program = iteration.Program(
         config=c,
         model=llama.Llama(network, jnp.float32 if wide else jnp.bfloat16),
-        template=packing.Template.of(vocabulary),
+        template=template,
         mesh=mesh,
         n_seeds=len(task.seeds),
+        typical_pair=encoded.typical_pair,
         # On an accelerator the host looks at a loop's condition; on a CPU that costs nothing.
         steps_per_check=1 if on_cpu else 16,
         progress=progress,
     )
-    _check_lengths(program)
-    seeds = _encode(program, vocabulary, [(s.question, s.answer) for s in task.seeds], "seed")
-    items = task.items[: c.evaluation.n or None]
-    task = tasks.Task(**{**vars(task), "items": items})
-    held_out = _encode(program, vocabulary, [(i.question, i.reference) for i in items], "item")
+    _check_prompts(program)
     params = weights.load(path, program.model, mesh)
     whole = mesh_lib.replicated(mesh)
     inputs = iteration.Inputs(
@@ -98,8 +98,8 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
         vocabulary=vocabulary,
         program=program,
         inputs=jax.device_put(inputs, inputs_sharding(inputs, params, whole)),
-        seeds=jax.device_put(seeds, whole),
-        held_out=jax.device_put(held_out, whole),
+        seeds=jax.device_put(encoded.seeds, whole),
+        held_out=jax.device_put(encoded.held_out, whole),
         n_params=sum(x.size for x in jax.tree.leaves(params)),
         model_path=path,
     )
@@ -113,8 +113,8 @@ def inputs_sharding(
     return placed._replace(base=jax.tree.map(lambda x: x.sharding, params))
 
 
-def _check_lengths(p: iteration.Program) -> None:
-    """Raises `config.ConfigError` where prompts or sequences exceed the model's length."""
+def _check_prompts(p: iteration.Program) -> None:
+    """Raises `config.ConfigError` where a prompt is too long for the model, or for itself."""
     c, limit = p.config, p.model.config.max_length
     for name, stage, question in (("question", c.question, False), ("answer", c.answer, True)):
         prompt = p.prompt_capacity(stage.k, stage.prompt_tokens, stage.max_tokens, question)
@@ -122,25 +122,6 @@ def _check_lengths(p: iteration.Program) -> None:
         if prompt + stage.max_tokens > limit or prompt < tail:
             raise config.ConfigError(
                 f"config.{name}: a prompt of {prompt} tokens and {stage.max_tokens} new ones do "
-                f"not fit the model's {limit} positions; lower config.{name}.prompt_tokens or "
-                f"config.{name}.max_tokens"
+                f"not fit the model's {limit} positions (a prompt takes at least {tail}); lower "
+                f"config.{name}.prompt_tokens or config.{name}.max_tokens"
             )
-    if p.train_tokens > limit:
-        raise config.ConfigError(
-            f"config.train.max_tokens={p.train_tokens} is more than the model's {limit} positions"
-        )
-
-
-def _encode(
-    p: iteration.Program, vocabulary: tokens.Vocabulary, pairs: list[tuple[str, str]], what: str
-) -> packing.Pairs:
-    c = p.config
-    question = vocabulary.encode_contents([q for q, _ in pairs], c.question.max_tokens, "question")
-    answer = vocabulary.encode_contents([a for _, a in pairs], c.answer.max_tokens, "answer")
-    longest = int(np.max(question.lengths + answer.lengths, initial=0)) + p.template.overhead(0) + 1
-    if longest - len(p.template.separator) > p.train_tokens:
-        raise config.ConfigError(
-            f"the longest {what} takes {longest} tokens, more than "
-            f"config.train.max_tokens={p.train_tokens}; raise it or shorten the {what}"
-        )
-    return packing.Pairs(*question, *answer)

@@ -13,7 +13,6 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 QUESTION = "Question:"
@@ -39,13 +38,6 @@ def _byte_of_character() -> dict[str, int]:
     others = [b for b in range(256) if b not in printable]
     shifted = {chr(0x100 + i): b for i, b in enumerate(others)}
     return {chr(b): b for b in printable} | shifted
-
-
-class Encoded(NamedTuple):
-    """Ragged token rows: `tokens [N, L]` right-padded, `lengths [N]`."""
-
-    tokens: np.ndarray
-    lengths: np.ndarray
 
 
 class Segments(NamedTuple):
@@ -102,24 +94,6 @@ class Vocabulary:
             f"{self.source}: {text[:60]!r} does not survive tokenization; remove the characters "
             "that the tokenizer changes (a lossy normalizer is not supported)"
         )
-
-    def encode_contents(self, texts: Sequence[str], capacity: int, what: str) -> Encoded:
-        """Questions or answers, each with the space that follows its header.
-
-        Raises:
-          ValueError: one is longer than `capacity` tokens; the message names it.
-        """
-        tokens = np.zeros((len(texts), capacity), np.int32)
-        lengths = np.zeros(len(texts), np.int32)
-        for row, text in enumerate(texts):
-            ids = self.encode(f" {text}")
-            if len(ids) > capacity:
-                raise ValueError(
-                    f"{what} {row + 1} ({text[:40]!r}...) has {len(ids)} tokens, more than "
-                    f"config.{what}.max_tokens={capacity}; raise it or shorten the text"
-                )
-            tokens[row, : len(ids)], lengths[row] = ids, len(ids)
-        return Encoded(tokens, lengths)
 
     def _plain(self, text: str) -> list[int]:
         # split_special_tokens: "</s>" in somebody's text is text, never an end of sequence.

@@ -35,8 +35,7 @@ def read_pairs(path: str | pathlib.Path) -> tuple[Pair, ...]:
         raise SeedError(f"{path}: found a directory; give a .jsonl or .csv file")
     if not path.exists():
         raise SeedError(f"{path}: no such file; check the path (it is relative to {path.cwd()})")
-    readers = {".jsonl": _json_rows, ".csv": _csv_rows}
-    if path.suffix.lower() not in readers:
+    if path.suffix.lower() not in _READERS:
         raise SeedError(
             f"{path}: found the suffix {path.suffix!r}, expected .jsonl or .csv; "
             "convert or rename the file"
@@ -44,7 +43,7 @@ def read_pairs(path: str | pathlib.Path) -> tuple[Pair, ...]:
 
     pairs: list[Pair] = []
     lines: dict[str, int] = {}  # line of each question, by what makes two questions the same
-    for line, row in readers[path.suffix.lower()](path, _read_text(path)):
+    for line, row in _rows(path):
         pair = Pair(*(_text(f"{path}:{line}: {name}", row, name) for name in FIELDS))
         first = lines.setdefault(" ".join(pair.question.split()).casefold(), line)
         if first != line:
@@ -59,6 +58,17 @@ def read_pairs(path: str | pathlib.Path) -> tuple[Pair, ...]:
             "prompts are made of demonstrations, so add more"
         )
     return tuple(pairs)
+
+
+def locate(path: str | pathlib.Path, question: str) -> str:
+    """`file:line` of a question that `read_pairs` has read, for messages."""
+    path = pathlib.Path(path)
+    lines = (line for line, row in _rows(path) if row["question"].strip() == question)
+    return f"{path}:{next(lines)}"
+
+
+def _rows(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
+    return _READERS[path.suffix.lower()](path, _read_text(path))
 
 
 def _read_text(path: pathlib.Path) -> str:
@@ -127,6 +137,9 @@ def _csv_rows(path: pathlib.Path, text: str) -> Iterator[tuple[int, dict]]:
                     f"{path}:{line}: {name}: found {header.count(name)} columns of this name in "
                     f"{header}, expected one; make the first row: question,answer"
                 )
+
+
+_READERS = {".jsonl": _json_rows, ".csv": _csv_rows}
 
 
 def _text(where: str, row: dict, name: str) -> str:

@@ -1,0 +1,63 @@
+"""Lengths follow from the seeds, and texts that are too long are named."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from isara_jax import config, lengths, packing, setup, tasks, tokens, weights
+from isara_jax.tasks.base import Pair
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    folder = setup.BUNDLED_MODEL
+    return tokens.Vocabulary(weights.load_tokenizer(folder), 1536, str(folder))
+
+
+def encode(vocabulary, c, pairs, limit=512):
+    task = tasks.Task("mine", tuple(Pair(*p) for p in pairs), (), (), None, None)
+    return lengths.encode(c, task, vocabulary, packing.Template.of(vocabulary), limit)
+
+
+def own(tmp_path, pairs, **fields):
+    """A configuration whose seeds file holds `pairs` behind a blank line."""
+    path = tmp_path / "seeds.jsonl"
+    rows = [json.dumps({"question": q, "answer": a}) for q, a in pairs]
+    path.write_text("\n" + "\n".join(rows) + "\n")
+    c = dataclasses.replace(config.Config(), task=config.Task(seeds=str(path)))
+    return dataclasses.replace(c, **fields)
+
+
+def test_open_lengths_follow_from_the_longest_seed(vocabulary):
+    """Capacity is the longest text and a quarter more; rows decode to what was written."""
+    pairs = [("How?", "So."), ("Why is the river blue?", "The river is blue. " * 6)]
+    found = encode(vocabulary, config.Config(), pairs)
+    for index, (capacity, rows, sizes) in enumerate(
+        (
+            (found.config.question.max_tokens, found.seeds.question, found.seeds.question_length),
+            (found.config.answer.max_tokens, found.seeds.answer, found.seeds.answer_length),
+        )
+    ):
+        assert capacity % 8 == 0 and 1.25 * max(sizes) <= capacity < 1.25 * max(sizes) + 8
+        for row, size, pair in zip(rows, sizes, pairs, strict=True):
+            assert row.shape == (capacity,) and not row[size:].any()
+            assert vocabulary.decode(row[:size]) == f" {pair[index]}"
+    shown = [len(vocabulary.encode(tokens.render([pair]))) for pair in pairs]
+    assert np.mean(shown) < found.typical_pair < 1.2 * np.mean(shown)
+
+
+def test_a_text_longer_than_its_field_is_named_by_line(vocabulary, tmp_path):
+    """The message leads to the line in the user's own file, blank lines counted."""
+    pairs = [("How?", "So."), ("Why?", "word " * 30)]
+    c = own(tmp_path, pairs, answer=config.Answer(max_tokens=20))
+    with pytest.raises(config.ConfigError, match=r"seeds.jsonl:3: the answer has \d+ tokens, more"):
+        encode(vocabulary, c, pairs)
+
+
+def test_a_pair_longer_than_the_model_is_named_by_line(vocabulary, tmp_path):
+    """A pair that cannot even be trained on is no surprise of the first step."""
+    pairs = [("How?", "So."), ("Why?", "word " * 200)]
+    with pytest.raises(config.ConfigError, match=r"seeds.jsonl:3: the pair .* model's 128 pos"):
+        encode(vocabulary, own(tmp_path, pairs), pairs, limit=128)
