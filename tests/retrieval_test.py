@@ -120,7 +120,7 @@ questions = jax.jit(embed.questions, static_argnames=("model", "template", "laye
 def embedded(layer, rows_at_once, capacity=24):
     _, model, params = network()
     vocabulary = tiny.vocabulary("byte_level")
-    question = vocabulary.encode_contents(TEXTS, capacity, "question")
+    question = tiny.contents(vocabulary, TEXTS, capacity)
     template = packing.Template.of(vocabulary)
     return np.asarray(
         questions(model, params, template, tuple(question), layer=layer, rows_at_once=rows_at_once)

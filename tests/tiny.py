@@ -126,3 +126,12 @@ def vocabulary(kind: str) -> tokens.Vocabulary:
     """The vocabulary `kind` of `TOKENIZERS`, with some rows of the embedding left unused."""
     tokenizer = TOKENIZERS[kind]()
     return tokens.Vocabulary(tokenizer, len(tokenizer) + 5, f"tests/{kind}")
+
+
+def contents(vocabulary, texts, capacity):
+    """Questions or answers as padded rows and lengths, each with the space of its header."""
+    ids = [vocabulary.encode(f" {text}") for text in texts]
+    rows = np.zeros((len(ids), capacity), np.int32)
+    for row, of_text in zip(rows, ids, strict=True):
+        row[: len(of_text)] = of_text
+    return rows, np.asarray([len(row) for row in ids], np.int32)

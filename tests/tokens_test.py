@@ -145,15 +145,6 @@ def test_bos_falls_back_to_eos():
     assert tokens.Vocabulary(tokenizer, 400, "here").bos == tiny.EOS
 
 
-def contents(vocab, texts, capacity):
-    """Questions or answers as padded rows and lengths, each with the space of its header."""
-    ids = [vocab.encode(f" {text}") for text in texts]
-    rows = np.zeros((len(ids), capacity), np.int32)
-    for row, tokens_of_row in zip(rows, ids, strict=True):
-        row[: len(tokens_of_row)] = tokens_of_row
-    return rows, np.asarray([len(row) for row in ids], np.int32)
-
-
 def test_template_is_the_papers():
     """Demonstrations are question and answer under two headers, and the prompt ends in one."""
     pairs = [("q1", "a1"), ("q2", "a2")]
@@ -184,8 +175,8 @@ def random_pairs(seed):
 
 def as_pairs(vocab, pairs):
     return packing.Pairs(
-        *contents(vocab, [q for q, _ in pairs], Q),
-        *contents(vocab, [a for _, a in pairs], A),
+        *tiny.contents(vocab, [q for q, _ in pairs], Q),
+        *tiny.contents(vocab, [a for _, a in pairs], A),
     )
 
 
@@ -217,7 +208,7 @@ def test_packed_prompts_decode_to_the_rendered_text(vocab, question):
     template = packing.Template.of(vocab)
     texts, new, chosen = random_pairs(0), random_pairs(1), some_choices(2)
     asked = new * (ROWS // POOL)
-    encoded = contents(vocab, [q for q, _ in asked], Q) if question else None
+    encoded = tiny.contents(vocab, [q for q, _ in asked], Q) if question else None
     prompts = pack(template, as_pairs(vocab, texts), chosen, encoded, 4 * 80 + 40)
     for row, picks, (q, _) in zip(rows_of(vocab, prompts), chosen, asked, strict=True):
         demonstrations = [texts[i] for i in picks if i >= 0]
@@ -236,7 +227,7 @@ def test_demonstrations_without_room_are_dropped_whole_and_first_first(vocab, ca
     template = packing.Template.of(vocab)
     texts, new, chosen = random_pairs(3), random_pairs(4), some_choices(5)
     asked = new * (ROWS // POOL)
-    encoded = contents(vocab, [q for q, _ in asked], Q)
+    encoded = tiny.contents(vocab, [q for q, _ in asked], Q)
     prompts = pack(template, as_pairs(vocab, texts), chosen, encoded, capacity)
     rows = rows_of(vocab, prompts)
     for row, length, picks, (q, _) in zip(rows, prompts.lengths, chosen, asked, strict=True):
@@ -280,7 +271,7 @@ def test_training_sequences_show_the_pair_and_mark_the_answer(vocab):
         # What generation draws after the same prompt is what was trained on.
         prompt = np.asarray(packing.prompts(
             template, (jnp.zeros((1, 1), jnp.int32), jnp.zeros(1, jnp.int32)),
-            jnp.full((1, 0), -1), capacity, contents(vocab, [q], Q),
+            jnp.full((1, 0), -1), capacity, tiny.contents(vocab, [q], Q),
         ).tokens)[0]  # fmt: skip
         assert row[:start].tolist() == prompt[:start].tolist()
 
