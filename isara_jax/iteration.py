@@ -316,8 +316,8 @@ def _conclude(
 def _ended(p: Program, stage: str, amount: jax.Array) -> None:
     """Tells the host that a stage has ended, once `amount`, a result of it, is there.
 
-    The callbacks are not ordered (several devices know no ordered effects); each waits for its
-    stage's result, which is order enough.
+    The callbacks are not ordered (several devices know no ordered effects): `Progress` puts those
+    of neighbouring stages in order.
     """
     if p.progress is not None:
         jax.debug.callback(functools.partial(p.progress.ended, stage), amount)

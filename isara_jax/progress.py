@@ -9,9 +9,10 @@ from typing import Any
 _UNITS = {
     "questions": "tokens",
     "answers": "tokens",
-    "train": "tokens",
     "accept": "pairs in the pool",
+    "train": "tokens",
 }
+_STAGES = tuple(_UNITS)  # in their order
 
 
 class Progress:
@@ -29,6 +30,8 @@ class Progress:
         self._lock = threading.Lock()
         self._since = time.monotonic()
         self._shown = ""
+        self._early: dict[str, tuple[float, int]] = {}  # ended, but not yet their turn
+        self._next = _STAGES[0]
 
     def expect(self, stage: str, requests: int) -> None:
         """How many requests a stage will have."""
@@ -39,13 +42,16 @@ class Progress:
         with self._lock:
             self._print(f"{text}\n")
 
-    def lap(self, name: str) -> float:
-        """Books the time since the last stage ended under `name`; returns it."""
+    def lap(self, name: str) -> None:
+        """Books the time since the last stage ended under `name`."""
         with self._lock:
-            now = time.monotonic()
-            taken, self._since = now - self._since, now
-            self.seconds[name] += taken
-            return taken
+            self._book(name, time.monotonic())
+
+    def _book(self, name: str, now: float) -> float:
+        taken = max(now - self._since, 0.0)
+        self._since += taken
+        self.seconds[name] += taken
+        return taken
 
     def begun(self, stage: str, count: Any) -> None:
         """Requests of a stage have begun up to `count`: a counter, where a terminal shows it."""
@@ -54,11 +60,21 @@ class Progress:
                 self._print(f"  {stage:<10} {int(count)}/{self._requests[stage]}")
 
     def ended(self, stage: str, amount: Any) -> None:
-        """A stage has ended, with so many tokens (or samples)."""
-        taken, amount = self.lap(stage), int(amount)
-        rate = f", {amount / taken:,.0f}/s" if _UNITS[stage] == "tokens" else ""
+        """A stage has ended, with so many tokens (or pairs).
+
+        The runtime may call for two stages in either order; they are booked in the right one.
+        """
+        amount = int(amount)
         with self._lock:
-            self._print(f"  {stage:<10} {taken:6.1f} s   {amount:,} {_UNITS[stage]}{rate}\n")
+            self._early[stage] = (time.monotonic(), amount)
+            while self._next in self._early:
+                self._tell(self._next, *self._early.pop(self._next))
+                self._next = _STAGES[(_STAGES.index(self._next) + 1) % len(_STAGES)]
+
+    def _tell(self, stage: str, when: float, amount: int) -> None:
+        taken, unit = self._book(stage, when), _UNITS[stage]
+        rate = f", {amount / taken:,.0f}/s" if unit == "tokens" and taken > 0 else ""
+        self._print(f"  {stage:<10} {taken:6.1f} s   {amount:,} {unit}{rate}\n")
 
     def _print(self, text: str) -> None:
         # A line without an end is provisional: the next one replaces it.

@@ -111,6 +111,7 @@ class _Run:
         for number in range(int(jax.device_get(state.step)) + 1, self.setup.config.iterations + 1):
             self.progress.say(f"\nIteration {number} of {self.setup.config.iterations}")
             state, report = self.exe.step(state)
+            jax.effects_barrier()  # every stage has been heard of
             entry = self.history.record(number, jax.device_get(report), self.workdir)
             self._tell(entry)
             rates = self._evaluate("isara", "after it", state.trainable, iteration=number)

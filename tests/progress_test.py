@@ -1,0 +1,33 @@
+"""What the terminal and the summary say of a run's stages."""
+
+import time
+
+from isara_jax import progress
+
+
+def test_stages_are_booked_in_order_whatever_the_runtime_does(capsys):
+    """Callbacks of two stages may swap: neither may take the other's time."""
+    p = progress.Progress()
+    p.ended("questions", 10)
+    time.sleep(0.05)
+    p.ended("accept", 3)
+    p.ended("answers", 20)
+    p.ended("train", 30)
+    told = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["questions", "answers", "accept", "train"]
+    assert p.seconds["answers"] >= 0.05 > p.seconds["accept"]
+    p.ended("questions", 10)  # the next iteration begins anew
+    assert "questions" in capsys.readouterr().out
+
+
+def test_a_terminal_sees_one_line_of_progress(capsys, monkeypatch):
+    """A counter replaces itself and leaves no remains; a file gets no counters."""
+    p = progress.Progress()
+    p.expect("answers", 384)
+    p.begun("answers", 16)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    p.begun("answers", 32)
+    p.say("done")
+    shown = capsys.readouterr().out
+    assert "32/384" in shown and shown.endswith("\rdone\n")
