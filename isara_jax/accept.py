@@ -95,7 +95,8 @@ def similarity_within_batch(
       rows `[N, M]` of earlier questions (-1 for none) and the scores `[N, M]`.
     """
     n = embedding.shape[0]
-    scores = jnp.where(jnp.tri(n, k=-1, dtype=bool), embedding @ embedding.T, -jnp.inf)
+    scores = jnp.matmul(embedding, embedding.T, precision=jax.lax.Precision.HIGHEST)
+    scores = jnp.where(jnp.tri(n, k=-1, dtype=bool), scores, -jnp.inf)
     best, rows = jax.lax.top_k(scores, min(NEIGHBOURS, n))
     rows = jnp.where(jnp.isfinite(best), rows, -1)
 

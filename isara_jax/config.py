@@ -150,7 +150,11 @@ class Config:
     evaluation: Evaluation = Evaluation()
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """Something that whoever started the run can mend; its message says how."""
+
+
+class ConfigError(UserError):
     """A field of the configuration that cannot be used, by name."""
 
 
@@ -236,6 +240,7 @@ def _validate(c: Config) -> None:
         require(s.temperature >= 0, f"{stage}.sampling.temperature", s.temperature, "not below 0")
         require(0 < s.top_p <= 1, f"{stage}.sampling.top_p", s.top_p, "must lie in (0, 1]")
         require(s.top_k >= 0, f"{stage}.sampling.top_k", s.top_k, "must not be below 0")
+    require(c.seed < 2**32, "seed", c.seed, "must be below 2**32")
     require(c.train.warmup < 1, "train.warmup", c.train.warmup, "is a share, below 1")
     require(c.retrieval.layer <= 0, "retrieval.layer", c.retrieval.layer, "counts from the end")
     known = Lora().targets

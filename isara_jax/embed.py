@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from isara_jax import mesh as mesh_lib
 from isara_jax import packing
 from isara_jax.models import llama
 
@@ -15,6 +17,7 @@ def questions(
     *,
     layer: int,
     rows_at_once: int,
+    mesh: Mesh,
 ) -> jax.Array:
     r"""Mean hidden state over the wrapped question `Question: q\nAnswer:`.
 
@@ -28,6 +31,7 @@ def questions(
       question: `[N, Q]` ids and `[N]` lengths.
       layer: blocks to run, counted from the end: -1 leaves out the last one, 0 none.
       rows_at_once: questions embedded in one pass.
+      mesh: the devices they are spread over.
 
     Returns:
       `[N, D]` f32, neither centred nor normalised.
@@ -46,7 +50,8 @@ def questions(
         total = jnp.sum(hidden[0].astype(jnp.float32) * mask[:, None], axis=0)
         return total / length
 
-    return jax.lax.map(one, (wrapped.tokens, wrapped.lengths), batch_size=rows_at_once)
+    rows = [mesh_lib.constrain(x, mesh, mesh_lib.BATCH) for x in wrapped]
+    return jax.lax.map(one, tuple(rows), batch_size=rows_at_once)
 
 
 def centre(vectors: jax.Array, mean: jax.Array) -> jax.Array:

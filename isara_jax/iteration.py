@@ -178,7 +178,7 @@ def embed_questions(p: Program, base: dict, question: packing.Part) -> jax.Array
     """Embeddings `[N, D]` of questions by the base model, not yet centred."""
     return embed.questions(
         p.model, base, p.template, question,
-        layer=p.config.retrieval.layer, rows_at_once=p.config.slots,
+        layer=p.config.retrieval.layer, rows_at_once=p.config.slots, mesh=p.mesh,
     )  # fmt: skip
 
 
@@ -194,6 +194,7 @@ def answer_prompts(
         chosen = chosen[:, ::-1]
     demos = packing.demonstrations(p.template, pool.pairs, capacity=p.pair_tokens)
     capacity = p.prompt_capacity(k, asked, p.config.answer.max_tokens, question=True)
+    chosen = packing.that_fit(p.template, demos, chosen, capacity, question)
     return packing.prompts(p.template, demos, chosen, capacity, question), embedding, chosen
 
 
@@ -247,7 +248,7 @@ def fine_tune(
     return train.fit(
         p.model, inputs.base, trainable, sequences, c, inputs.hyper.train,
         train.steps_for(sequences, c, inputs.hyper.train),
-        stage_key(inputs.hyper, step, _SHUFFLE), p.answer_span,
+        stage_key(inputs.hyper, step, _SHUFFLE), p.answer_span, p.mesh,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
             folder = pathlib.Path(cache).expanduser() / "isara_jax" / "compiled"
             jax.config.update("jax_compilation_cache_dir", str(folder))
         run.run(resolved, pathlib.Path(_WORKDIR.value))
-    except ValueError as error:
+    except config.UserError as error:
         sys.exit(f"isara_jax: {error}")
 
 

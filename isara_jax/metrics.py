@@ -58,14 +58,14 @@ class MetricWriter:
             filename_suffix=f".{os.getpid()}.{resume_step + 1}",
         )
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes one step's scalars; a NaN or an infinity is `null` in the JSON line."""
+    def write(self, step: int, scalars: Mapping[str, float | None]) -> None:
+        """Writes one step's scalars, None left out; NaN and infinity are `null` in the line."""
         if clash := {"step", "time"} & scalars.keys():
             raise ValueError(
                 f"scalars {sorted(clash)} would hide the line's own field; rename them"
             )
         now = time.time()
-        values = {name: float(value) for name, value in scalars.items()}
+        values = {name: float(value) for name, value in scalars.items() if value is not None}
         line = {k: v if math.isfinite(v) else None for k, v in values.items()}
         record = {"step": int(step), "time": now} | line
         self._lines.write(json.dumps(record, allow_nan=False) + "\n")

@@ -95,6 +95,29 @@ def demonstrations(
     return concatenate(_demonstration(template, pairs, show_answers), capacity)
 
 
+def _tail(template: Template, rows: int, question: Part | None) -> list[Part]:
+    """What follows the demonstrations."""
+    tail = [_constant(template.question, rows)]
+    if question is not None:
+        tail += [question, _constant(template.answer, rows)]
+    return tail
+
+
+def that_fit(
+    template: Template,
+    shown: Part,
+    chosen: jax.Array,
+    capacity: int,
+    question: Part | None = None,
+) -> jax.Array:
+    """`chosen`, with -1 for what `prompts` drops for want of room. Arguments as there."""
+    tail = sum(length for _, length in _tail(template, chosen.shape[0], question))
+    lengths = jnp.where(chosen >= 0, shown[1][jnp.maximum(chosen, 0)], 0)
+    # Room needed by demonstration i and all that follow it: dropped as soon as that is too much.
+    needed = 1 + tail[:, None] + jnp.cumsum(lengths[:, ::-1], axis=1)[:, ::-1]
+    return jnp.where(needed <= capacity, chosen, -1)
+
+
 def prompts(
     template: Template,
     shown: Part,
@@ -114,15 +137,10 @@ def prompts(
     Returns:
       prompts `[N, P]` that end with the header of what is to be generated.
     """
+    chosen = that_fit(template, shown, chosen, capacity, question)
     rows, k = chosen.shape
-    tail = [_constant(template.question, rows)]
-    if question is not None:
-        tail += [question, _constant(template.answer, rows)]
-    tail_length = sum(length for _, length in tail)
+    tail = _tail(template, rows, question)
     lengths = jnp.where(chosen >= 0, shown[1][jnp.maximum(chosen, 0)], 0)
-    # Room needed by demonstration i and all that follow it: dropped as soon as that is too much.
-    needed = 1 + tail_length[:, None] + jnp.cumsum(lengths[:, ::-1], axis=1)[:, ::-1]
-    lengths = jnp.where(needed <= capacity, lengths, 0)
     ids = shown[0][jnp.maximum(chosen, 0)]
     body = [(ids[:, i], lengths[:, i]) for i in range(k)]
     return Prompts(*concatenate([_constant((template.bos,), rows), *body, *tail], capacity))

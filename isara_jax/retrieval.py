@@ -71,7 +71,8 @@ def search_on_device(
     Returns:
       rows `[N, k]` int32 and their inner products `[N, k]`.
     """
-    scores = jnp.einsum("ND,CD->NC", queries, pool, preferred_element_type=jnp.float32)
+    # Accelerators would round the f32 operands to bf16.
+    scores = jnp.einsum("ND,CD->NC", queries, pool, precision=jax.lax.Precision.HIGHEST)
     scores = jnp.where(jnp.arange(pool.shape[0]) < count, scores, -jnp.inf)
     best, rows = jax.lax.top_k(scores, min(k, pool.shape[0]))
     rows = jnp.where(jnp.isfinite(best), rows, -1)

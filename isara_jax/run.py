@@ -27,17 +27,21 @@ def run(c: config.Config, workdir: pathlib.Path) -> dict[str, Any]:
       The content of `summary.json`.
 
     Raises:
-      ValueError: something asked for cannot work; raised before anything is compiled.
+      config.UserError: something asked for cannot work; raised before anything is compiled.
     """
     progress = Progress()
-    setup = prepare(c, workdir / "data", progress)
+    try:
+        setup = prepare(c, workdir / "data", progress)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise config.UserError(str(error)) from error
     c = setup.config
-    _check_same_run(c, workdir)
+    record = config.to_dict(c) | {"data": setup.fingerprint}
+    _check_same_run(record, workdir)
     progress.expect("questions", c.samples_per_iteration)
     progress.expect("answers", c.samples_per_iteration)
     progress.expect("evaluation", len(setup.task.items))
     workdir.mkdir(parents=True, exist_ok=True)
-    weights.write_json(workdir / "config.json", config.to_dict(c))
+    weights.write_json(workdir / "config.json", record)
     with (
         jax.transfer_guard("disallow"),
         checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints,
@@ -45,12 +49,12 @@ def run(c: config.Config, workdir: pathlib.Path) -> dict[str, Any]:
         return _Run(setup, workdir, progress, checkpoints).to_the_end()
 
 
-def _check_same_run(c: config.Config, workdir: pathlib.Path) -> None:
+def _check_same_run(record: dict[str, Any], workdir: pathlib.Path) -> None:
     """Raises `config.ConfigError` where `workdir` holds a run with another configuration."""
     path = workdir / "config.json"
     if not path.exists():
         return
-    old, new = weights.flatten(weights.read_json(path)), weights.flatten(config.to_dict(c))
+    old, new = weights.flatten(weights.read_json(path)), weights.flatten(record)
     changed = [
         f"config.{name.replace('/', '.')}: {old.get(name)!r} there, {new.get(name)!r} now"
         for name in old | new
@@ -106,7 +110,8 @@ class _Run:
     def _iterate(self, state: State, writer: metrics.MetricWriter) -> State:
         if not self.history.data["rows"]:
             writer.write(0, self._evaluate("base", "base model", self.start.trainable))
-        self.exe.compile_step(state)
+        if int(jax.device_get(state.step)) < self.setup.config.iterations:
+            self.exe.compile_step(state)
         self.progress.say(f"  compiled, {self.exe.seconds:.0f} s in all")
         for number in range(int(jax.device_get(state.step)) + 1, self.setup.config.iterations + 1):
             self.progress.say(f"\nIteration {number} of {self.setup.config.iterations}")
@@ -144,7 +149,9 @@ class _Run:
         where = {"method": method, "iteration": iteration, "steps": steps}
         self.history.data["rows"].append(where | {"n": len(self.setup.task.items)} | row)
         name, value = next(iter(row["metrics"].items()))
-        shown = f"{value:.1%}" if name in row["counts"] else f"{value:.3f}"
+        shown = "none asked" if value is None else f"{value:.3f}"
+        if value is not None and name in row["counts"]:
+            shown = f"{value:.1%}"
         self.progress.say(f"  {title}: {name} {shown}")
         if method in ("base", "isara"):
             self.history.data["before" if method == "base" else "after"] = examples
@@ -198,7 +205,8 @@ class _Run:
         weights.write_json(self.workdir / "summary.json", summary)
         html.write(summary, self.workdir / "report.html")
         self.progress.say("\n" + table.text(summary))
+        result = "adapter" if s.config.train.trainable == "lora" else "model"
         self.progress.say(
-            f"\nReport: {self.workdir / 'report.html'}   adapter: {self.workdir / 'adapter'}"
+            f"\nReport: {self.workdir / 'report.html'}   {result}: {self.workdir / result}"
         )
         return summary

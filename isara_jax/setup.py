@@ -1,6 +1,8 @@
 """From a configuration to everything a run needs, with every mistake found before compiling."""
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 from typing import NamedTuple
 
@@ -41,6 +43,12 @@ class Setup(NamedTuple):
     n_params: int
     model_path: pathlib.Path
 
+    @property
+    def fingerprint(self) -> str:
+        """Of seeds and held-out items: a file may change under its name."""
+        rows = [dataclasses.astuple(x) for x in (*self.task.seeds, *self.task.items)]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
 
 def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None) -> Setup:
     """Reads and checks everything, cheapest first; nothing is compiled.
@@ -54,6 +62,7 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
       ValueError: the first thing that cannot work, by file and line or by field.
     """
     retrieval.check(c.retrieval.backend)
+    _check_callbacks()
     n_seeds = c.task.n_seeds or (0 if c.task.seeds else BUNDLED_SEEDS)
     task = tasks.load(
         c.task.name, c.task.seeds or None, n_seeds, c.task.topics, c.task.held_out, c.seed, data_dir
@@ -65,10 +74,15 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
             f"config.retrieval.layer={c.retrieval.layer}: the model has {network.n_layers} blocks"
         )
     vocabulary = tokens.Vocabulary(weights.load_tokenizer(path), network.vocab_size, str(path))
+    _check_eos(path, vocabulary)
     template = packing.Template.of(vocabulary)
     task = dataclasses.replace(task, items=task.items[: c.evaluation.n or None])
     encoded = lengths.encode(c, task, vocabulary, template, network.max_length)
     c = encoded.config
+    if task.judge is None and not task.items:
+        raise config.ConfigError(
+            "config.task.held_out=0: without a judge there is nothing to report; hold out some"
+        )
     mesh = mesh_lib.make(c.mesh)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     wide = c.model.dtype == "float32" or (c.model.dtype == "auto" and on_cpu)
@@ -111,6 +125,27 @@ def inputs_sharding(
     """The weights where they are, everything else on every device."""
     placed = jax.tree.map(lambda _: whole, inputs._replace(base=None))
     return placed._replace(base=jax.tree.map(lambda x: x.sharding, params))
+
+
+def _check_callbacks() -> None:
+    """Raises `config.ConfigError` where no CPU device is there for the host's callbacks."""
+    try:
+        jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        raise config.ConfigError(
+            f"JAX_PLATFORMS leaves out cpu, which host callbacks need ({error}); add it: "
+            "JAX_PLATFORMS=cuda,cpu"
+        ) from error
+
+
+def _check_eos(path: pathlib.Path, vocabulary: tokens.Vocabulary) -> None:
+    """Raises `ValueError` where model and tokenizer disagree on how a text ends."""
+    eos = weights.read_json(path / "config.json").get("eos_token_id")
+    if eos is not None and vocabulary.eos not in (eos if isinstance(eos, list) else [eos]):
+        raise ValueError(
+            f"{path}: the tokenizer ends texts with token {vocabulary.eos}, config.json with "
+            f"{eos}; they do not belong together"
+        )
 
 
 def _check_prompts(p: iteration.Program) -> None:

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from isara_jax import config, lora
+from isara_jax import mesh as mesh_lib
 from isara_jax.models import llama
 
 
@@ -113,6 +115,7 @@ def fit(
     steps: jax.Array,
     key: jax.Array,
     span: int,
+    mesh: Mesh,
 ) -> Fit:
     """Runs `steps` optimiser steps over shuffled passes through the valid sequences.
 
@@ -126,6 +129,7 @@ def fit(
       steps: traced, may be 0.
       key: of the shuffling.
       span: the most tokens of an answer with its EOS.
+      mesh: the devices the batch is spread over.
     """
     tx, b = optimizer(train), train.batch_size
     count = jnp.sum(sequences.valid)
@@ -139,7 +143,8 @@ def fit(
         order = jnp.argsort(jnp.where(sequences.valid, noise, 2.0))
         place = (step % steps_a_pass) * b + rows
         batch = Sequences(*(x[order[place % order.shape[0]]] for x in sequences))
-        return batch._replace(valid=place < count)
+        batch = batch._replace(valid=place < count)
+        return Sequences(*(mesh_lib.constrain(x, mesh, mesh_lib.BATCH) for x in batch))
 
     def body(step: jax.Array, carry: tuple) -> tuple:
         trainable, state, first, last, tokens = carry

@@ -8,7 +8,8 @@ if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (
     "Set PYTHON to one of these, e.g. PYTHON=python3.12 $0" >&2
   exit 1
 fi
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+# Where venv lacks ensurepip it leaves an interpreter without pip behind: then anew.
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 for file in "$@"; do
   # Installed once for each content of the file; a failed install leaves no stamp behind.
   stamp=.venv/installed-$(basename "$file").$(cksum <"$file" | cut -d' ' -f1)

@@ -28,6 +28,7 @@ def test_every_config_file_resolves_and_tells_its_command(path):
         ("iterations", 0, "config.iterations=0: must be at least 1"),
         ("seed", "one", "config.seed='one': a int is expected"),
         ("seed", True, "config.seed=True"),
+        ("seed", 2**32, "config.seed=4294967296: must be below 2**32"),
         ("pool", "everything", "config.pool='everything': choose one of seeds, seeds+generated"),
         ("execution", "eager", "choose one of fused, staged"),
         ("question.demonstrations", "nearest", "choose one of random, knn"),

@@ -13,6 +13,7 @@ import tiny
 import torch
 
 from isara_jax import config, lora, train, weights
+from isara_jax import mesh as mesh_lib
 
 IDS = np.random.default_rng(0).integers(3, tiny.SIZES["vocab_size"], (2, 20))
 NETWORK = {"num_key_value_heads": 2, "attention_bias": True}
@@ -141,10 +142,11 @@ def torch_fit(model, sequences, settings, total):
 
 def fit(model, params, start, settings, steps=STEPS, sequences=None):
     sequences = jax.tree.map(jnp.asarray, sequences or some_sequences())
-    fitted = jax.jit(train.fit, static_argnames=("model", "train", "span"))
+    fitted = jax.jit(train.fit, static_argnames=("model", "train", "span", "mesh"))
     return fitted(
         model, params, start, sequences, settings, train.TrainParams.of(settings),
         jnp.int32(steps), jax.random.key(0), span=SPAN,
+        mesh=mesh_lib.make(config.Mesh()),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import tiny
 import torch
 
 from isara_jax import config, embed, packing, retrieval
+from isara_jax import mesh as mesh_lib
 
 CAPACITY, WIDTH, QUERIES = 300, 16, 25
 
@@ -114,7 +115,8 @@ def network():
     return theirs, *tiny.ported(theirs)
 
 
-questions = jax.jit(embed.questions, static_argnames=("model", "template", "layer", "rows_at_once"))
+STATIC = ("model", "template", "layer", "rows_at_once", "mesh")
+questions = jax.jit(embed.questions, static_argnames=STATIC)
 
 
 def embedded(layer, rows_at_once, capacity=24):
@@ -123,7 +125,15 @@ def embedded(layer, rows_at_once, capacity=24):
     question = tiny.contents(vocabulary, TEXTS, capacity)
     template = packing.Template.of(vocabulary)
     return np.asarray(
-        questions(model, params, template, tuple(question), layer=layer, rows_at_once=rows_at_once)
+        questions(
+            model,
+            params,
+            template,
+            tuple(question),
+            layer=layer,
+            rows_at_once=rows_at_once,
+            mesh=mesh_lib.make(config.Mesh()),
+        )
     )
 
 

@@ -140,6 +140,19 @@ c = small(sys.argv[1], mesh__data=data, mesh__fsdp=fsdp, mesh__model=model)
 summary = run.run(config.resolve(c), pathlib.Path(sys.argv[2]))
 assert len(jax.devices()) == 8, jax.devices()
 assert set(summary["compiles"].values()) == {1}, summary["compiles"]
+
+# The batch of the fine-tuning is spread over data and fsdp: each device reads a quarter of it.
+import functools, re
+from isara_jax import iteration, setup
+s = setup.prepare(config.resolve(c), pathlib.Path(sys.argv[2]) / "data", None)
+from isara_jax.executables import Executables
+state = Executables(s.program, s.inputs).start(s.seeds)
+fit = jax.jit(functools.partial(iteration.fine_tune, s.program))
+text = fit.lower(s.inputs, state.trainable, state.pool, state.step).compile().as_text()
+rows, length = c.train.batch_size // (data * fsdp), s.program.train_tokens
+assert "all-reduce" in text
+assert re.search(rf"f32\\[{rows},{length},", text), "no activation of a part of the batch"
+assert not re.search(rf"f32\\[{c.train.batch_size},{length},", text), "one of the whole batch"
 """
 
 
@@ -165,7 +178,7 @@ def test_own_seeds_without_a_judge(random_model, tmp_path):
     seeds = tmp_path / "mine.jsonl"
     rows = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}."} for i in range(12)]
     seeds.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    c = small(random_model, iterations=1)
+    c = small(random_model, iterations=1, execution="staged")
     c.task.name, c.task.seeds, c.task.n_seeds, c.task.held_out = "sums", str(seeds), 0, 4
     summary = run.run(config.resolve(c), tmp_path / "run")
     assert (summary["task"], summary["n_seeds"]) == ("sums", 8)
@@ -189,6 +202,29 @@ def command(*flags):
         [sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     return done.returncode, done.stdout + done.stderr
+
+
+def test_a_changed_seeds_file_is_another_run(random_model, tmp_path):
+    """The path is the same, the seeds are not: the old pool must not be continued."""
+    seeds = tmp_path / "mine.jsonl"
+
+    def write(last):
+        texts = ["one", "two", "three", last]
+        rows = [{"question": f"Is it {t}?", "answer": f"It is {t}."} for t in texts]
+        seeds.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    c = small(random_model, iterations=1)
+    c.task.name, c.task.seeds, c.task.n_seeds, c.task.held_out = "mine", str(seeds), 0, 1
+    c = config.resolve(c)
+    write("four")
+    fingerprint = setup.prepare(c, tmp_path / "data", None).fingerprint
+    resolved = setup.prepare(c, tmp_path / "data", None).config
+    old = config.to_dict(resolved) | {"data": fingerprint}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(old))
+    write("five")
+    with pytest.raises(config.ConfigError, match="data: "):
+        run.run(c, tmp_path / "run")
 
 
 def _mistakes():
@@ -218,6 +254,7 @@ def _mistakes():
         ("devices", None, ("--config.mesh.model=64",), ("config.mesh", "64")),
         ("value", None, ("--config.iterations=0",), ("config.iterations=0",)),
         ("prompt", None, ("--config.answer.max_tokens=600",), ("config.answer",)),
+        ("no judge", good * 1, own, ("config.task.held_out=0",)),
         ("domain", None, ("--config.task.name=cooking",), ("cooking", "safety")),
     ]
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from isara_jax import decode, iteration, lora, packing, sampling, train
+from isara_jax import decode, iteration, lora, mesh, packing, sampling, train
 from isara_jax.state import Pool
 
 _KEY = 1 << 20  # a step number no iteration reaches, for the keys of evaluations
@@ -74,4 +74,5 @@ def log_likelihood(
         return -jnp.sum(losses * inside), jnp.sum(inside)
 
     rows = train.Sequences(ids, lengths, prompts.lengths, jnp.ones_like(lengths, bool))
+    rows = train.Sequences(*(mesh.constrain(x, p.mesh, mesh.BATCH) for x in rows))
     return jax.lax.map(one, rows, batch_size=p.config.slots)

@@ -4,8 +4,6 @@ Shapes: B batch, T tokens, S cache length, H heads, K key/value heads, h head si
 F hidden width, R LoRA rank, V vocabulary.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -117,6 +115,3 @@ class GatedMLP(nn.Module):
         gate = Linear(self.hidden, self.use_bias, name="gate")(x)
         up = Linear(self.hidden, self.use_bias, name="up")(x)
         return Linear(x.shape[-1], self.use_bias, name="down")(jax.nn.silu(gate) * up)
-
-
-Params = dict[str, Any]

@@ -52,7 +52,7 @@ _IGNORED = {
     "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions",
     "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict",
     "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "attention_dropout",
-    "tokenizer_class",
+    "tokenizer_class", "max_sequence_length", "_attn_implementation_autoset", "auto_map",
 }  # fmt: skip
 _SIZES = {
     "vocab_size": "vocab_size",
