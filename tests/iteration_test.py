@@ -141,15 +141,6 @@ def test_answers_of_the_base_model(prepare):
         assert np.array_equal(quiet_answer, loud_answer) == equal
 
 
-def test_an_adapter_reaches_the_sampler(default):
-    """After training, the next iteration's questions come from the changed model."""
-    _, state, _ = default
-    assert max(abs(leaf).max() for leaf in jax.tree.leaves(state.trainable)) > 0
-    b = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.trainable)
-         if path[-1].key == "b"]  # fmt: skip
-    assert all(np.abs(leaf).max() > 0 for leaf in b)
-
-
 @pytest.mark.parametrize(
     ("changes", "rows"),
     [
