@@ -190,11 +190,12 @@ def answer_prompts(
     chosen = retrieval.nearest(
         p.config.retrieval.backend, p.mesh, pool.embedding, _shown(p, pool), embedding, k
     )
-    if p.config.answer.order == "nearest_last":
-        chosen = chosen[:, ::-1]
     demos = packing.demonstrations(p.template, pool.pairs, capacity=p.pair_tokens)
     capacity = p.prompt_capacity(k, asked, p.config.answer.max_tokens, question=True)
-    chosen = packing.that_fit(p.template, demos, chosen, capacity, question)
+    # Nearest last, so that what does not fit is dropped farthest first, in either order.
+    chosen = packing.that_fit(p.template, demos, chosen[:, ::-1], capacity, question)
+    if p.config.answer.order == "nearest_first":
+        chosen = chosen[:, ::-1]
     return packing.prompts(p.template, demos, chosen, capacity, question), embedding, chosen
 
 
