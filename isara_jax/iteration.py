@@ -22,7 +22,7 @@ from isara_jax.progress import Progress
 from isara_jax.state import Pool, Report, State
 
 STAGES = ("questions", "answers", "accept", "train")
-_SHUFFLE = len(STAGES)  # a stage number for keys alone
+SHUFFLE = len(STAGES)  # a stage number for keys alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +249,7 @@ def fine_tune(
     return train.fit(
         p.model, inputs.base, trainable, sequences, c, inputs.hyper.train,
         train.steps_for(sequences, c, inputs.hyper.train),
-        stage_key(inputs.hyper, step, _SHUFFLE), p.answer_span, p.mesh,
+        stage_key(inputs.hyper, step, SHUFFLE), p.answer_span, p.mesh,
     )  # fmt: skip
 
 
