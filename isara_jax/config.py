@@ -146,6 +146,7 @@ class Config:
     pool: Literal["seeds", "seeds+generated"] = "seeds+generated"  # ASSUMED
     execution: Literal["fused", "staged"] = "fused"
     slots: int = 64  # sequences decoded at once
+    kv_cache: Literal["auto", "int8"] = "auto"  # auto: as the activations; int8: half of bf16's
     compilation_cache: bool = True
     model: Model = Model()
     task: Task = Task()

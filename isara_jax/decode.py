@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from isara_jax import mesh as mesh_lib
 from isara_jax import models, packing, sampling, stops
-from isara_jax.models import decoder
+from isara_jax.models import attention, decoder
 
 UNFINISHED, AT_EOS, AT_STOP = -2, -1, 0  # a finish of AT_STOP + i: the i-th stop string
 
@@ -138,11 +138,15 @@ def _empty_slots(sampler: Sampler, prompts: packing.Prompts) -> _Slots:
     network = sampler.model.config
     n_requests, prompt_length = prompts.tokens.shape
     b = sampler.slots
-    shape = (prompt_length + sampler.max_tokens, b, network.n_kv_heads, network.head_size)
+    how, length = sampler.model.how, prompt_length + sampler.max_tokens
+    axes = {"B": mesh_lib.BATCH, "K": "model"}
+    spec = [axes.get(axis) for axis in how.order]
 
-    def layer_half() -> jax.Array:
-        zeros = jnp.zeros(shape, sampler.model.dtype)
-        return mesh_lib.constrain(zeros, sampler.mesh, None, mesh_lib.BATCH, "model", None)
+    def layer_half() -> attention.Half:
+        zeros = attention.empty(
+            how, length, b, network.n_kv_heads, network.head_size, sampler.model.dtype
+        )
+        return jax.tree.map(lambda x: mesh_lib.constrain(x, sampler.mesh, *spec), zeros)
 
     def per_slot(dtype: jnp.dtype = jnp.int32) -> jax.Array:
         return jnp.zeros(b, dtype)
@@ -181,12 +185,7 @@ def _refill(sampler: Sampler, variables: dict, prompts: packing.Prompts, s: _Slo
     chunk, lengths = prompts.tokens[rows], prompts.lengths[rows]
     chunk = mesh_lib.constrain(chunk, sampler.mesh, mesh_lib.BATCH, None)
     _, fresh = sampler.model.apply(variables, chunk)
-    prompt_rows = prompts.tokens.shape[1]
-    cache = jax.tree.map(
-        lambda old, new: old.at[:prompt_rows, slots].set(new, mode="drop", unique_indices=True),
-        s.cache,
-        fresh,
-    )
+    cache = attention.insert(sampler.model.how, s.cache, fresh, slots)
     if sampler.on_refill is not None:
         jax.debug.callback(sampler.on_refill, jnp.minimum(s.waiting + sampler.refill, n_requests))
     last = jnp.take_along_axis(chunk, lengths[:, None] - 1, axis=1)[:, 0]

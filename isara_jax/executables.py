@@ -48,7 +48,7 @@ def fine_tune_on_seeds(p: Program, inputs: Inputs, start: State, steps: jax.Arra
         p.trained, inputs.base, start.trainable,
         train.Sequences(ids, lengths, begin, pool.occupied), p.config.train, inputs.hyper.train,
         steps, iteration.stage_key(inputs.hyper, jnp.int32(0), iteration.SHUFFLE),
-        p.answer_span, p.mesh,
+        p.answer_span, p.training.rows, p.mesh,
     )  # fmt: skip
 
 

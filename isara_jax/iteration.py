@@ -48,13 +48,13 @@ class Program:
     n_seeds: int
     typical_pair: int
     steps_per_check: int
-    remat: bool = False
+    training: train.Plan = train.Plan(rows=1, remat=False)
     progress: Progress | None = None
 
     @property
     def trained(self) -> models.Decoder:
         """The network as it is trained."""
-        return self.model.clone(remat=self.remat)
+        return self.model.clone(remat=self.training.remat)
 
     @property
     def capacity(self) -> int:
@@ -167,10 +167,8 @@ def _shown(p: Program, pool: Pool) -> jax.Array:
     return jnp.int32(p.n_seeds) if p.config.pool == "seeds" else pool.count
 
 
-def write_questions(
-    p: Program, inputs: Inputs, state: State
-) -> tuple[decode.Generation, jax.Array]:
-    """Stage 1: new questions from demonstrations alone; and the prompts' tokens."""
+def question_prompts(p: Program, inputs: Inputs, state: State) -> packing.Prompts:
+    """Prompts of demonstrations alone, drawn anew for every question."""
     c, pool = p.config.question, state.pool
     key = stage_key(inputs.hyper, state.step, STAGES.index("questions"))
     requests = jnp.arange(p.config.samples_per_iteration)
@@ -187,10 +185,18 @@ def write_questions(
         p.template, pool.pairs, capacity=p.pair_tokens, show_answers=c.show_answers
     )
     capacity = p.prompt_capacity(c.k, c.prompt_tokens, c.max_tokens, question=0)
-    prompts = packing.prompts(p.template, demos, chosen, capacity)
-    variables = lora.variables(inputs.base, state.trainable, p.config.train)
+    return packing.prompts(p.template, demos, chosen, capacity)
+
+
+def write_questions(
+    p: Program, inputs: Inputs, state: State
+) -> tuple[decode.Generation, jax.Array]:
+    """Stage 1: new questions from demonstrations alone; and the prompts' tokens."""
+    prompts = question_prompts(p, inputs, state)
+    key = stage_key(inputs.hyper, state.step, STAGES.index("questions"))
     generation = decode.generate(
-        p.sampler(c.max_tokens, "questions"), variables, prompts,
+        p.sampler(p.config.question.max_tokens, "questions"),
+        lora.variables(inputs.base, state.trainable, p.config.train), prompts,
         jax.random.fold_in(key, 1), inputs.hyper.question, inputs.question_stops,
     )  # fmt: skip
     return generation, jnp.sum(prompts.lengths)
@@ -279,7 +285,7 @@ def fine_tune(
     return train.fit(
         p.trained, inputs.base, trainable, sequences, c, inputs.hyper.train,
         train.steps_for(sequences, c, inputs.hyper.train),
-        stage_key(inputs.hyper, step, SHUFFLE), p.answer_span, p.mesh,
+        stage_key(inputs.hyper, step, SHUFFLE), p.answer_span, p.training.rows, p.mesh,
     )  # fmt: skip
 
 

@@ -167,3 +167,78 @@ def training_sequences(
         [*head, (pairs.answer, pairs.answer_length), _constant((template.eos,), rows)], capacity
     )
     return ids, lengths, begin
+
+
+class Streams(NamedTuple):
+    """Sequences laid end to end in P streams of C tokens; their answers in P lists of M places.
+
+    A stream of three sequences, and what the loss reads of it (`|` answers begin, `.` EOS):
+
+        ids       a a|a . b b b|b . c|c c . 0 0
+        segments  1 1 1 1 2 2 2 2 2 3 3 3 3 0 0
+        positions 0 1 2 3 0 1 2 3 4 0 1 2 3 0 0
+        before      1 2       6 7   9 10 11          and the ids that follow: targets
+
+    Attributes:
+      ids, segments, positions: `[P, C]`; segment 0 is padding.
+      before, targets, inside: `[P, M]`: places in the stream, the ids to be predicted there, and
+        whether there is one.
+      used: int32 scalar, streams that hold anything.
+    """
+
+    ids: jax.Array
+    segments: jax.Array
+    positions: jax.Array
+    before: jax.Array
+    targets: jax.Array
+    inside: jax.Array
+    used: jax.Array
+
+
+def streams(
+    ids: jax.Array, lengths: jax.Array, begin: jax.Array, *, rows: int, span: int
+) -> Streams:
+    """Packs sequences without padding between them; none is cut, and their order is kept.
+
+    Args:
+      ids: `[B, T]`.
+      lengths: `[B]`, 0 for none.
+      begin: `[B]` where the answers begin.
+      rows: a stream has room for so many of the longest sequences: C = rows * T tokens and
+        M = rows * span places of answers.
+      span: the most tokens of an answer with its EOS.
+    """
+    batch, longest = ids.shape
+    capacity, places, most = rows * longest, rows * span, -(-batch // rows)
+    answers = jnp.maximum(lengths - begin, 0)
+
+    def place(last: tuple, size: tuple) -> tuple:
+        stream, tokens, taken = last
+        full = (tokens + size[0] > capacity) | (taken + size[1] > places)
+        at = (stream + full, jnp.where(full, 0, tokens), jnp.where(full, 0, taken))
+        return (at[0], at[1] + size[0], at[2] + size[1]), at
+
+    zero = jnp.int32(0)
+    last, (stream, start, first) = jax.lax.scan(place, (zero, zero, zero), (lengths, answers))
+
+    def lay(rows: jax.Array, at: jax.Array, inside: jax.Array, size: int) -> jax.Array:
+        """Writes `rows [B, L]` at `stream` and `at [B, L]` of `[P, size]` zeros."""
+        target = jnp.where(inside, stream[:, None] * size + at, most * size)
+        flat = jnp.zeros(most * size, rows.dtype)
+        return flat.at[target].set(rows, mode="drop").reshape(most, size)
+
+    column, answer = jnp.arange(longest), jnp.arange(span)
+    real, at = column < lengths[:, None], start[:, None] + column
+    segment = jnp.broadcast_to(1 + jnp.arange(batch)[:, None], ids.shape)
+    answered, to = answer < answers[:, None], first[:, None] + answer
+    read = begin[:, None] + answer
+    targets = jnp.take_along_axis(ids, jnp.minimum(read, longest - 1), axis=1)
+    return Streams(
+        ids=lay(ids, at, real, capacity),
+        segments=lay(segment, at, real, capacity),
+        positions=lay(jnp.broadcast_to(column, ids.shape), at, real, capacity),
+        before=lay(start[:, None] + read - 1, to, answered, places),
+        targets=lay(targets, to, answered, places),
+        inside=lay(answered, to, answered, places),
+        used=last[0] + 1,
+    )

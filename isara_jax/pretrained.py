@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from isara_jax import mesh as mesh_lib
 from isara_jax import models, storage, tokens, weights
+from isara_jax.models import attention
 
 _TESTBED = pathlib.Path(__file__).parent / "testbed"
 BUNDLED = {name: _TESTBED / name for name in ("tiny_llama", "tiny_opt")}
@@ -38,20 +39,32 @@ class Pretrained(NamedTuple):
     network: models.DecoderConfig
     vocabulary: tokens.Vocabulary
 
+    def build(self, dtype: str, mesh: Mesh, kv_cache: str = "auto") -> models.Decoder:
+        """The module, as it runs fastest on these devices.
+
+        Args:
+          dtype: as for `choose_dtype`.
+          mesh: the devices.
+          kv_cache: `config.Config.kv_cache`.
+        """
+        kind = choose_dtype(dtype, mesh)
+        how = attention.settings(mesh, kind, self.network.head_size, kv_cache)
+        return models.build(self.network, kind, how=how)
+
     def load(self, dtype: str, mesh: Mesh) -> tuple[models.Decoder, dict[str, Any]]:
         """The module and its weights on the mesh; `dtype` as for `choose_dtype`.
 
         Raises:
           ValueError: the weights are damaged or of another model.
         """
-        model = models.build(self.network, choose_dtype(dtype, mesh))
+        model = self.build(dtype, mesh)
         return model, weights.load(self.path, model, mesh)
 
 
 def choose_dtype(name: str, mesh: Mesh) -> Any:
-    """`float32`, `bfloat16`, or `auto`: f32 on a CPU, bf16 elsewhere."""
-    wide = name == "float32" or (name == "auto" and mesh_lib.on_cpu(mesh))
-    return jnp.float32 if wide else jnp.bfloat16
+    """`float32`, `bfloat16`, or `auto`: bf16 where the devices compute in it, else f32."""
+    narrow = name == "bfloat16" or (name == "auto" and mesh_lib.native_bf16(mesh))
+    return jnp.bfloat16 if narrow else jnp.float32
 
 
 def locate(name: str) -> pathlib.Path:

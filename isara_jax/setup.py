@@ -88,13 +88,13 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
     template = packing.Template.of(base.vocabulary)
     encoded = lengths.encode(c, task, base.vocabulary, template, base.network.max_length)
     readings, asked = _read_evaluation(c, task, base, template)
-    program = _program(encoded, len(task.seeds), base.network, template, progress)
+    program = _program(encoded, len(task.seeds), base, template, progress)
     _check_prompts(program)
     params = weights.load(base.path, program.model, program.mesh)
     judging = tuple(reading.load(c.model.dtype, program.mesh) for reading in readings)
     # What is left of the memory decides, now that all weights are there.
-    remat = train.needs_remat(program.model, c.train, program.train_tokens, program.mesh)
-    program = dataclasses.replace(program, remat=remat)
+    training = train.plan(program.model, c.train, program.train_tokens, program.mesh)
+    program = dataclasses.replace(program, training=training)
     whole = mesh_lib.replicated(program.mesh)
     inputs = _inputs(encoded.config, base.vocabulary, params, initial)
     return Setup(
@@ -161,14 +161,14 @@ def _read_evaluation(
 
 
 def _program(
-    encoded: lengths.Encoded, n_seeds: int, network: models.DecoderConfig,
+    encoded: lengths.Encoded, n_seeds: int, base: pretrained.Pretrained,
     template: packing.Template, progress: Progress | None,
 ) -> iteration.Program:  # fmt: skip
     c = encoded.config
     mesh = mesh_lib.make(c.mesh)
     return iteration.Program(
         config=c,
-        model=models.build(network, pretrained.choose_dtype(c.model.dtype, mesh)),
+        model=base.build(c.model.dtype, mesh, c.kv_cache),
         template=template,
         mesh=mesh,
         n_seeds=n_seeds,

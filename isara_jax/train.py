@@ -1,5 +1,10 @@
-"""Supervised fine-tuning: masked batches of fixed capacity, a traced number of steps."""
+"""Supervised fine-tuning: a traced number of steps over batches packed into streams.
 
+Samples of a batch are laid end to end (`packing.streams`), so that no matrix sees padding. The
+gradients of its streams are summed and divided by all their tokens: it is the batch's own.
+"""
+
+import math
 from typing import NamedTuple
 
 import jax
@@ -8,10 +13,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from isara_jax import config, lora, models
+from isara_jax import config, lora, models, packing
 from isara_jax import mesh as mesh_lib
 
 LOGITS_BYTES = 512 << 20  # of f32 logits at once
+
+# Tokens of a stream on a device: matrix products of 4,096 rows fill an accelerator, below 1,024
+# they wait for the weights; a CPU's caches prefer fewer.
+MOST_TOKENS, FEWEST_TOKENS, CPU_TOKENS = 4096, 1024, 512
 
 
 class TrainParams(NamedTuple):
@@ -109,11 +118,18 @@ def token_losses(
     return result.swapaxes(0, 1).reshape(batch, -1)[:, :length]
 
 
-def loss(model: models.Decoder, variables: dict, batch: Sequences, span: int) -> jax.Array:
-    """Mean over the answers' tokens and EOS, weighted by token."""
-    losses, inside = answer_losses(model, variables, batch, span)
-    mask = inside & batch.valid[:, None]
-    return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1)
+def stream_loss(model: models.Decoder, variables: dict, stream: packing.Streams) -> jax.Array:
+    """Sum of the cross-entropy over a stream's answers and their EOS, in nats.
+
+    Args:
+      model: the network.
+      variables: its parameters.
+      stream: one: tokens `[R, T]`, answers `[M]`.
+    """
+    hidden, _ = model.apply(variables, stream.ids, stream.positions, segments=stream.segments)
+    answers = hidden.reshape(-1, hidden.shape[-1])[stream.before]
+    losses = token_losses(model, variables, answers[None], stream.targets[None])
+    return jnp.sum(losses[0] * stream.inside)
 
 
 def optimizer(train: config.Train) -> optax.GradientTransformation:
@@ -134,29 +150,43 @@ def learning_rate(params: TrainParams, step: jax.Array, total: jax.Array) -> jax
     return params.learning_rate * jnp.where(step < warm, rise, decay)
 
 
-def needs_remat(model: models.Decoder, train: config.Train, row_tokens: int, mesh: Mesh) -> bool:
-    """Whether blocks must be computed again for the gradient, by `train.remat`.
+class Plan(NamedTuple):
+    """How a gradient is computed on the devices there are.
 
-    `auto`: where what a step keeps for it would take more than half of the memory that is left on a
-    device. Of a token a block keeps about 10 vectors of its width and 5 of its MLP's (measured at
-    LLaMA-7B's shape: 47.8 GB for 8,192 tokens; with recomputation 4.1 GB). Where a device does not
-    tell its memory, as CPUs do not, nothing is computed again.
+    Attributes:
+      rows: of a stream, each as long as the longest sequence.
+      remat: blocks are computed again for the gradient.
+    """
+
+    rows: int
+    remat: bool
+
+
+def plan(model: models.Decoder, train: config.Train, row_tokens: int, mesh: Mesh) -> Plan:
+    """Streams as large as keep the device busy, smaller ones rather than computing blocks again.
+
+    Of a token a block keeps about 10 vectors of its width and 5 of its MLP's for the gradient
+    (measured at LLaMA-7B's shape: 47.8 GB for 8,192 tokens; with recomputation 4.1 GB). `auto`
+    recomputes where a stream of `FEWEST_TOKENS` would keep more than half of the memory that is
+    left. Where a device does not tell its memory, as CPUs do not, nothing is recomputed.
 
     Args:
       model: the network.
       train: batch size and policy.
-      row_tokens: of a training sequence.
+      row_tokens: of the longest training sequence.
       mesh: the devices, with all weights on them.
     """
-    if train.remat != "auto":
-        return train.remat == "blocks"
+    c, devices = model.config, mesh_lib.batch_devices(mesh)
+    kept = c.n_layers * (10 * c.width + 5 * c.hidden) * jnp.dtype(model.dtype).itemsize
     stats = mesh.devices.flat[0].memory_stats() or {}
-    if "bytes_limit" not in stats:
-        return False
-    c = model.config
-    tokens = train.batch_size * row_tokens / mesh_lib.batch_devices(mesh)
-    kept = tokens * c.n_layers * (10 * c.width + 5 * c.hidden) * jnp.dtype(model.dtype).itemsize
-    return kept > (stats["bytes_limit"] - stats["bytes_in_use"]) / 2
+    room = math.inf
+    if "bytes_limit" in stats:
+        room = (stats["bytes_limit"] - stats["bytes_in_use"]) / 2 / kept
+    wanted = CPU_TOKENS if mesh_lib.on_cpu(mesh) else MOST_TOKENS
+    remat = train.remat == "blocks" or (train.remat == "auto" and room < FEWEST_TOKENS)
+    tokens = wanted if remat else min(wanted, max(room, FEWEST_TOKENS))
+    per_device = min(-(-train.batch_size // devices), max(1, int(tokens // row_tokens)))
+    return Plan(rows=per_device * devices, remat=remat)
 
 
 def fit(
@@ -169,6 +199,7 @@ def fit(
     steps: jax.Array,
     key: jax.Array,
     span: int,
+    rows: int,
     mesh: Mesh,
 ) -> Fit:
     """Runs `steps` optimiser steps over shuffled passes through the valid sequences.
@@ -183,38 +214,68 @@ def fit(
       steps: traced, may be 0.
       key: of the shuffling.
       span: the most tokens of an answer with its EOS.
-      mesh: the devices the batch is spread over.
+      rows: of a stream, each as long as the longest sequence.
+      mesh: the devices they are spread over.
     """
     tx, b = optimizer(train), train.batch_size
     count = jnp.sum(sequences.valid)
     steps_a_pass = jnp.maximum(_ceil_div(count, b), 1)
-    rows = jnp.arange(b)
 
-    def batch_at(step: jax.Array) -> Sequences:
-        noise = jax.random.uniform(
-            jax.random.fold_in(key, step // steps_a_pass), sequences.valid.shape
-        )
-        order = jnp.argsort(jnp.where(sequences.valid, noise, 2.0))
-        place = (step % steps_a_pass) * b + rows
-        batch = Sequences(*(x[order[place % order.shape[0]]] for x in sequences))
-        batch = batch._replace(valid=place < count)
-        return Sequences(*(mesh_lib.constrain(x, mesh, mesh_lib.BATCH) for x in batch))
+    def shuffled(number: jax.Array) -> jax.Array:
+        """The valid sequences in the order of a pass, then the others."""
+        noise = jax.random.uniform(jax.random.fold_in(key, number), sequences.valid.shape)
+        return jnp.argsort(jnp.where(sequences.valid, noise, 2.0))
+
+    def gradient(trainable: lora.Trainable, batch: packing.Streams) -> tuple:
+        """Summed loss and its gradient."""
+
+        def one(index: jax.Array) -> tuple:
+            stream = _laid_out(
+                jax.tree.map(lambda x: x[index], batch._replace(used=())), rows, mesh
+            )
+            return jax.value_and_grad(
+                lambda t: stream_loss(model, lora.variables(base, t, train), stream)
+            )(trainable)
+
+        if batch.ids.shape[0] == 1:
+            return one(jnp.int32(0))
+        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), trainable))
+        add = lambda index, total: jax.tree.map(jnp.add, total, one(index))  # noqa: E731
+        return jax.lax.fori_loop(0, batch.used, add, zero)
 
     def body(step: jax.Array, carry: tuple) -> tuple:
-        trainable, state, first, last, tokens = carry
-        batch = batch_at(step)
-        value, grads = jax.value_and_grad(
-            lambda t: loss(model, lora.variables(base, t, train), batch, span)
-        )(trainable)
+        trainable, state, order, first, last, tokens = carry
+        place = step % steps_a_pass
+        order = jax.lax.cond(place == 0, lambda: shuffled(step // steps_a_pass), lambda: order)
+        at = place * b + jnp.arange(b)
+        picked = order[at % order.shape[0]]
+        lengths = jnp.where(at < count, sequences.lengths[picked], 0)
+        batch = packing.streams(
+            sequences.ids[picked], lengths, sequences.begin[picked], rows=rows, span=span
+        )
+        answered = jnp.maximum(jnp.sum(batch.inside), 1)
+        value, grads = jax.tree.map(lambda x: x / answered, gradient(trainable, batch))
         updates, state = tx.update(grads, state, trainable)
         rate = learning_rate(params, step, steps)
         trainable = jax.tree.map(lambda t, u: t - rate * u, trainable, updates)
         first += jnp.where(step < tenth, value, 0.0)
         last += jnp.where(step >= steps - tenth, value, 0.0)
-        return trainable, state, first, last, tokens + jnp.sum(batch.lengths * batch.valid)
+        return trainable, state, order, first, last, tokens + jnp.sum(lengths)
 
     tenth = jnp.maximum(steps // 10, 1)
-    zero = jnp.float32(0)
-    carry = (trainable, tx.init(trainable), zero, zero, jnp.int32(0))
-    trainable, _, first, last, tokens = jax.lax.fori_loop(0, steps, body, carry)
+    zero, order = jnp.float32(0), jnp.zeros(sequences.valid.shape, jnp.int32)
+    carry = (trainable, tx.init(trainable), order, zero, zero, jnp.int32(0))
+    trainable, _, _, first, last, tokens = jax.lax.fori_loop(0, steps, body, carry)
     return Fit(trainable, steps, first / tenth, last / tenth, tokens)
+
+
+def _laid_out(stream: packing.Streams, rows: int, mesh: Mesh) -> packing.Streams:
+    """One stream, its tokens as rows over the batch's devices."""
+
+    def spread(x: jax.Array) -> jax.Array:
+        return mesh_lib.constrain(x.reshape(rows, -1), mesh, mesh_lib.BATCH, None)
+
+    return stream._replace(
+        ids=spread(stream.ids), positions=spread(stream.positions),
+        segments=spread(stream.segments),
+    )  # fmt: skip

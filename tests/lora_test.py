@@ -14,7 +14,7 @@ import scipy.stats
 import tiny
 import torch
 
-from isara_jax import adapters, config, lora, models, train, weights
+from isara_jax import adapters, config, lora, models, packing, train, weights
 from isara_jax import mesh as mesh_lib
 
 IDS = np.random.default_rng(0).integers(3, tiny.SIZES["vocab_size"], (2, 20))
@@ -124,12 +124,22 @@ def torch_fit(model, sequences, settings, total):
     return losses
 
 
-def fit(model, params, start, settings, steps=STEPS, sequences=None):
+def one_stream(sequences=None):
+    """All valid sequences in one stream of six rows."""
+    sequences = sequences or some_sequences()
+    lengths = np.where(sequences.valid, sequences.lengths, 0)
+    packed = packing.streams(sequences.ids, lengths, sequences.begin, rows=6, span=SPAN)
+    stream = jax.tree.map(lambda x: x[0], packed._replace(used=()))
+    rows = {n: getattr(stream, n).reshape(6, -1) for n in ("ids", "segments", "positions")}
+    return stream._replace(**rows)
+
+
+def fit(model, params, start, settings, steps=STEPS, sequences=None, rows=3):
     sequences = jax.tree.map(jnp.asarray, sequences or some_sequences())
-    fitted = tiny.jit(train.fit, static_argnames=("model", "train", "span", "mesh"))
+    fitted = tiny.jit(train.fit, static_argnames=("model", "train", "span", "rows", "mesh"))
     return fitted(
         model, params, start, sequences, settings, train.TrainParams.of(settings),
-        jnp.int32(steps), jax.random.key(0), span=SPAN,
+        jnp.int32(steps), jax.random.key(0), span=SPAN, rows=rows,
         mesh=mesh_lib.make(config.Mesh()),
     )  # fmt: skip
 
@@ -200,6 +210,19 @@ def test_full_training_equals_torch(name, tmp_path, record_property):
     assert found < 1e-4
 
 
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_updates_do_not_depend_on_the_packing(family):
+    """A sequence a stream, or several, cut by the ends of rows: the batch's gradient is the same."""
+    model, params = tiny.ported(tiny.TORCH[family]())
+    start = random_adapter(model.config, SETTINGS.lora)
+    alone, *packed = (
+        weights.flatten(fit(model, params, start, SETTINGS, rows=rows).trainable)
+        for rows in (1, 2, 5)
+    )
+    for other in packed:
+        assert distance(other, alone, weights.flatten(start)) < 1e-4
+
+
 @pytest.mark.parametrize("trainable", ["lora", "full"])
 def test_a_large_vocabulary_is_projected_in_portions(trainable, monkeypatch):
     """Where logits would not fit at once, loss and updates stay those of one projection."""
@@ -207,16 +230,15 @@ def test_a_large_vocabulary_is_projected_in_portions(trainable, monkeypatch):
     model, params = tiny.ported(tiny.torch_llama(**NETWORK))
     start = params if trainable == "full" else random_adapter(model.config, settings.lora)
     whole = fit(model, params, start, settings)
-    monkeypatch.setattr(train, "LOGITS_BYTES", 3 * 4 * settings.batch_size * 326)  # of 8 positions
+    monkeypatch.setattr(train, "LOGITS_BYTES", 9 * 4 * 326)  # of 9 of 24 positions
     jax.clear_caches()
     portions = fit(model, params, start, settings)
     assert float(portions.first_loss) == pytest.approx(float(whole.first_loss), rel=1e-6)
     changed = (weights.flatten(x.trainable) for x in (portions, whole))
     assert distance(*changed, weights.flatten(start)) < 1e-5
-    program = str(
-        jax.make_jaxpr(lambda p: train.loss(model, {"params": p}, some_sequences(), SPAN))(params)
-    )
-    assert "f32[6,2,326]" in program and f"f32[6,{SPAN},326]" not in program
+    step = lambda p: train.stream_loss(model, {"params": p}, one_stream())  # noqa: E731
+    program = str(jax.make_jaxpr(step)(params))
+    assert "f32[1,9,326]" in program and f"f32[1,{6 * SPAN},326]" not in program
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
@@ -231,7 +253,7 @@ def test_computing_blocks_again_changes_nothing(family):
 
     def kept(model):
         variables = lora.variables(params, start, SETTINGS)
-        step = lambda v: train.loss(model, v, some_sequences(), SPAN)  # noqa: E731
+        step = lambda v: train.stream_loss(model, v, one_stream())  # noqa: E731
         _, backward = jax.vjp(step, variables)
         return sum(x.shape[-1:] == (hidden,) and x.ndim == 3 for x in jax.tree.leaves(backward))
 
@@ -239,7 +261,9 @@ def test_computing_blocks_again_changes_nothing(family):
 
 
 class Device:
-    """A device that has so much memory left."""
+    """An accelerator that has so much memory left."""
+
+    platform = "tpu"
 
     def __init__(self, left):
         self.left = left
@@ -248,20 +272,28 @@ class Device:
         return {"bytes_limit": 100 + self.left, "bytes_in_use": 100}
 
 
-def test_remat_is_chosen_by_the_memory_there_is():
-    """auto: recomputed where a step's 4 rows of 10 tokens would fill more than half; else not."""
+def test_streams_fit_the_memory_there_is():
+    """Large streams where there is room, smaller ones where not, recomputation at the last."""
     model = models.build(models.from_hf(tiny.torch_llama().config.to_dict(), "config"))
-    kept = 4 * 10 * 2 * (10 * 32 + 5 * 48) * 4
-    settings = dataclasses.replace(SETTINGS, batch_size=4)
-    for left, expected in ((2 * kept - 2, True), (2 * kept + 2, False)):
+    kept = 2 * (10 * 32 + 5 * 48) * 4  # bytes a token: two blocks
+    settings = dataclasses.replace(SETTINGS, batch_size=900)
+    for tokens, expected in (
+        (9000, (409, False)),  # 4,096 tokens, rows of 10
+        (2001, (200, False)),
+        (1025, (102, False)),
+        (1000, (409, True)),
+    ):
         devices = types.SimpleNamespace(
-            devices=np.array([Device(left)]), shape={"data": 1, "fsdp": 1, "model": 1}
+            devices=np.array([Device(2 * kept * tokens)]), shape={"data": 1, "fsdp": 1, "model": 1}
         )
-        assert train.needs_remat(model, settings, 10, devices) is expected
+        assert train.plan(model, settings, 10, devices) == expected
         for policy in ("none", "blocks"):
             asked = dataclasses.replace(settings, remat=policy)
-            assert train.needs_remat(model, asked, 10, devices) is (policy == "blocks")
-    assert not train.needs_remat(model, settings, 10, mesh_lib.make(config.Mesh()))
+            assert train.plan(model, asked, 10, devices).remat is (policy == "blocks")
+    cpu = train.plan(model, settings, 10, mesh_lib.make(config.Mesh()))
+    assert cpu == (train.CPU_TOKENS // 10, False)
+    few = dataclasses.replace(SETTINGS, batch_size=4)
+    assert train.plan(model, few, 10, mesh_lib.make(config.Mesh())).rows == 4  # no more than needed
 
 
 def test_no_steps_change_nothing():
@@ -294,7 +326,9 @@ def test_every_epoch_reads_each_sequence_once():
     settings = dataclasses.replace(SETTINGS, batch_size=2, learning_rate=0.0)
     start = random_adapter(model.config, settings.lora)
     variables = lora.variables(params, start, settings)
-    whole = float(tiny.jit(train.loss, static_argnums=(0, 3))(model, variables, sequences, SPAN))
+    stream = one_stream(sequences)
+    whole = tiny.jit(train.stream_loss, static_argnums=0)(model, variables, stream)
+    whole = float(whole) / int(stream.inside.sum())
     # Ten passes of three steps: the first tenth of the steps, and the last, are whole passes.
     fitted = fit(model, params, start, settings, 30, sequences)
     assert float(fitted.first_loss) == pytest.approx(whole, rel=1e-5)

@@ -49,6 +49,6 @@ def family_of(config: DecoderConfig) -> Family:
     return next(f for f in FAMILIES.values() if isinstance(config, f.config))
 
 
-def build(config: DecoderConfig, dtype: Any = jnp.float32) -> Decoder:
+def build(config: DecoderConfig, dtype: Any = jnp.float32, **changed: Any) -> Decoder:
     """The Flax module of a network; `dtype` is of weights and activations."""
-    return family_of(config).module(config, dtype)
+    return family_of(config).module(config, dtype, **changed)

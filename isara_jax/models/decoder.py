@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from isara_jax.models import layers
+from isara_jax.models import attention, layers
 
-Cache = tuple[layers.LayerCache, ...]
+Cache = tuple[attention.LayerCache, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,13 @@ class Decoder(nn.Module):
       config: the network.
       dtype: of weights and activations.
       remat: for a gradient blocks are computed again, and only what passes between them is kept.
+      how: attention is computed.
     """
 
     config: Any
     dtype: Any = jnp.float32
     remat: bool = False
+    how: attention.Settings = attention.Settings()
 
     block: ClassVar[type[nn.Module]]
 
@@ -87,7 +89,7 @@ class Decoder(nn.Module):
             c.vocab_size, c.embedding_width, param_dtype=self.dtype, dtype=self.dtype
         )
         block = nn.remat(self.block) if self.remat else self.block
-        self.layers = [block(c) for _ in range(c.n_layers)]
+        self.layers = [block(c, self.how) for _ in range(c.n_layers)]
         if c.n_labels:
             self.score = layers.Linear(c.n_labels, c.label_bias, wide=True)
         elif not c.tied:
@@ -108,6 +110,7 @@ class Decoder(nn.Module):
         positions: jax.Array | None = None,
         cache: Cache | None = None,
         n_layers: int | None = None,
+        segments: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Hidden states of `tokens`.
 
@@ -116,16 +119,19 @@ class Decoder(nn.Module):
           positions: `[B, T]`, default 0..T-1.
           cache: the layers' caches, or None for a chunk that starts its sequences.
           n_layers: stop after this many blocks, without the final norm (for embeddings).
+          segments: `[B, T]`, where `tokens` are one stream of sequences cut into rows: numbers of
+            the sequences, none of them longer than a row; else None.
 
         Returns:
           hidden `[B, T, E]` (with `n_layers` `[B, T, D]`), and the caches: with `cache`, that
-          updated; without, the chunk's own keys and values `[T, B, K, h]` a layer.
+          updated; without, the chunk's own, of T rows.
         """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x, updated = self.begin(tokens, positions), []
         for index, block in enumerate(self.layers[:n_layers]):
-            x, layer_cache = block(x, positions, None if cache is None else cache[index])
+            past = None if cache is None else cache[index]
+            x, layer_cache = block(x, positions, past, segments)
             updated.append(layer_cache)
         return (self.end(x) if n_layers is None else x), tuple(updated)
 

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from isara_jax.models import decoder, layers
+from isara_jax.models import attention, decoder, layers
 from isara_jax.models import rope as rope_lib
 from isara_jax.models.fields import Fields
 from isara_jax.models.rope import Rope
@@ -98,14 +98,19 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
 
 
 class Attention(nn.Module):
-    """Self-attention over a chunk (no cache) or of one token over a cache."""
+    """Self-attention over a chunk or a stream, or of one token over a cache."""
 
     config: LlamaConfig
+    how: attention.Settings
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, positions: jax.Array, cache: layers.LayerCache | None
-    ) -> tuple[jax.Array, layers.LayerCache]:
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        cache: attention.LayerCache | None,
+        segments: jax.Array | None,
+    ) -> tuple[jax.Array, attention.LayerCache]:
         c = self.config
 
         def project(name: str, heads: int) -> jax.Array:
@@ -115,7 +120,9 @@ class Attention(nn.Module):
         frequencies = c.rope.inverse_frequencies(c.head_size)
         q = layers.rotate(project("q", c.n_heads), positions, frequencies)
         k = layers.rotate(project("k", c.n_kv_heads), positions, frequencies)
-        y, cache = layers.attend(q, k, project("v", c.n_kv_heads), positions, cache)
+        y, cache = attention.attend(
+            self.how, q, k, project("v", c.n_kv_heads), positions, cache, segments
+        )
         return layers.Linear(c.width, c.attention_bias, name="o")(y), cache
 
 
@@ -123,14 +130,19 @@ class Block(nn.Module):
     """Pre-norm attention and MLP with residual connections."""
 
     config: LlamaConfig
+    how: attention.Settings
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, positions: jax.Array, cache: layers.LayerCache | None
-    ) -> tuple[jax.Array, layers.LayerCache]:
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        cache: attention.LayerCache | None,
+        segments: jax.Array | None,
+    ) -> tuple[jax.Array, attention.LayerCache]:
         c = self.config
         y = layers.RMSNorm(c.norm_eps, name="attention_norm")(x)
-        y, cache = Attention(c, name="attention")(y, positions, cache)
+        y, cache = Attention(c, self.how, name="attention")(y, positions, cache, segments)
         x = x + y
         y = layers.RMSNorm(c.norm_eps, name="mlp_norm")(x)
         return x + layers.GatedMLP(c.hidden, c.activation, c.mlp_bias, name="mlp")(y), cache

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import PartitionSpec as P
 
-from isara_jax.models import decoder, layers
+from isara_jax.models import attention, decoder, layers
 from isara_jax.models.fields import Fields
 
 # HF's table of positions begins with two rows that right-padded text never reads.
@@ -114,16 +114,21 @@ class Block(nn.Module):
     """Attention and MLP with residual connections, normed before or after."""
 
     config: OptConfig
+    how: attention.Settings
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, positions: jax.Array, cache: layers.LayerCache | None
-    ) -> tuple[jax.Array, layers.LayerCache]:
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        cache: attention.LayerCache | None,
+        segments: jax.Array | None,
+    ) -> tuple[jax.Array, attention.LayerCache]:
         c = self.config
         attention_norm = layers.LayerNorm(c.affine_norm, name="attention_norm")
         mlp_norm = layers.LayerNorm(c.affine_norm, name="mlp_norm")
-        y, cache = Attention(c, name="attention")(
-            attention_norm(x) if c.pre_norm else x, positions, cache
+        y, cache = Attention(c, self.how, name="attention")(
+            attention_norm(x) if c.pre_norm else x, positions, cache, segments
         )
         x = x + y if c.pre_norm else attention_norm(x + y)
         mlp = layers.MLP(c.hidden, c.activation, c.bias, name="mlp")
@@ -131,14 +136,19 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over a chunk (no cache) or of one token over a cache."""
+    """Self-attention over a chunk or a stream, or of one token over a cache."""
 
     config: OptConfig
+    how: attention.Settings
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, positions: jax.Array, cache: layers.LayerCache | None
-    ) -> tuple[jax.Array, layers.LayerCache]:
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        cache: attention.LayerCache | None,
+        segments: jax.Array | None,
+    ) -> tuple[jax.Array, attention.LayerCache]:
         c = self.config
         q, k, v = (
             layers.Linear(c.width, c.bias, name=name)(x).reshape(
@@ -146,7 +156,7 @@ class Attention(nn.Module):
             )
             for name in ("q", "k", "v")
         )
-        y, cache = layers.attend(q, k, v, positions, cache)
+        y, cache = attention.attend(self.how, q, k, v, positions, cache, segments)
         return layers.Linear(c.width, c.bias, name="o")(y), cache
 
 

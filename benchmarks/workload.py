@@ -1,0 +1,227 @@
+"""What is measured: one ISARA iteration, on a bundled model or on random weights of a known shape.
+
+The texts of random models are random ids; their lengths are those of 64 real safety seeds.
+"""
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import platform
+import runpy
+import subprocess
+import tempfile
+import types
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isara_jax import (
+    config,
+    iteration,
+    mesh,
+    models,
+    packing,
+    pretrained,
+    scheduling,
+    setup,
+    stops,
+    storage,
+    train,
+    weights,
+)
+from isara_jax.models import llama, opt
+
+NETWORKS = {
+    "llama-58m": llama.LlamaConfig(
+        vocab_size=32000, width=512, hidden=1376, n_layers=8, n_heads=8, n_kv_heads=8,
+        head_size=64, max_length=2048,
+    ),
+    "llama-7b": llama.LlamaConfig(
+        vocab_size=32000, width=4096, hidden=11008, n_layers=32, n_heads=32, n_kv_heads=32,
+        head_size=128, max_length=4096, norm_eps=1e-5,
+    ),
+    "opt-6.7b": opt.OptConfig(
+        vocab_size=50272, width=4096, hidden=16384, n_layers=32, n_heads=32, n_kv_heads=32,
+        head_size=128, max_length=2048,
+    ),
+}  # fmt: skip
+BUNDLED = ("tiny_llama", "tiny_opt")
+
+# Question and answer lengths, in tokens of LLaMA-2, of the first 64 safe answers to the safety
+# prompts of a public preference dataset.
+SEED_LENGTHS = (
+    (8, 58), (19, 85), (12, 38), (8, 57), (14, 99), (15, 56), (11, 92), (12, 61), (12, 66),
+    (12, 78), (17, 57), (14, 77), (16, 73), (19, 112), (11, 33), (18, 70), (12, 114), (11, 60),
+    (10, 54), (14, 85), (14, 91), (14, 58), (8, 57), (14, 46), (12, 122), (10, 29), (12, 47),
+    (9, 80), (11, 97), (16, 78), (20, 55), (14, 62), (19, 41), (12, 109), (16, 43), (13, 100),
+    (15, 53), (18, 92), (8, 28), (9, 53), (12, 67), (15, 78), (14, 33), (8, 37), (10, 76), (13, 69),
+    (16, 103), (14, 92), (10, 87), (10, 76), (13, 58), (11, 47), (13, 74), (12, 60), (16, 30),
+    (14, 79), (16, 86), (10, 51), (10, 63), (9, 73), (13, 69), (11, 27), (15, 78), (19, 105),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much an iteration does.
+
+    Attributes:
+      samples: N.
+      slots: sequences decoded at once.
+      k: demonstrations offered to a prompt; what fits is shown.
+      prompt: capacity of a prompt in tokens.
+      new: tokens of a question and of an answer, at most.
+      batch: training sequences of an optimiser step.
+      epochs: over the samples.
+      pool: rows the pool has room for beyond those of the seeds and samples.
+    """
+
+    samples: int
+    slots: int
+    k: int
+    prompt: int
+    new: int
+    batch: int
+    epochs: int
+    pool: int = 0
+
+
+SIZES = {
+    "llama-58m": Size(samples=64, slots=16, k=4, prompt=256, new=64, batch=16, epochs=3),
+    "llama-7b": Size(samples=1024, slots=128, k=12, prompt=1024, new=128, batch=32, epochs=3),
+    "opt-6.7b": Size(samples=1024, slots=128, k=12, prompt=1024, new=128, batch=32, epochs=3),
+}
+
+
+class Workload(NamedTuple):
+    """A program, what it reads, and its seeds on the devices."""
+
+    program: iteration.Program
+    inputs: iteration.Inputs
+    seeds: packing.Pairs
+
+
+def bundled(name: str, **changed: Any) -> Workload:
+    """The first iteration of the README's run."""
+    values = runpy.run_path("configs/safety.py")["get_config"](name)
+    values.update_from_flattened_dict(changed)
+    with tempfile.TemporaryDirectory() as folder:
+        made = setup.prepare(config.resolve(values), pathlib.Path(folder), None)
+    return Workload(made.program, made.inputs, made.seeds)
+
+
+def random(
+    network: models.DecoderConfig, size: Size, dtype: str = "auto", kv_cache: str = "auto"
+) -> Workload:
+    """An iteration of random weights; nothing ends before its last token, everything is kept."""
+    c = _config(size, dtype)
+    devices = mesh.make(c.mesh)
+    model = pretrained.Pretrained(pathlib.Path(), network, None).build(dtype, devices, kv_cache)
+    header, seeds = (3, 4, 5), _random_pairs(network.vocab_size, size.new)
+    program = iteration.Program(
+        config=c, model=model, template=packing.Template(1, 2, header, header, (6, 7)),
+        mesh=devices, n_seeds=len(SEED_LENGTHS), typical_pair=0,
+        steps_per_check=scheduling.steps_per_check(devices),
+    )  # fmt: skip
+    base = random_params(model, devices)
+    training = train.plan(model, c.train, program.train_tokens, devices)
+    nothing = stops.stop_table(types.SimpleNamespace(bytes=[b"x"] * network.vocab_size), ())
+    inputs = iteration.Inputs(base, None, nothing, nothing, iteration.Hyper.of(c))
+    whole = mesh.replicated(devices)
+    placed = jax.device_put(inputs, setup.inputs_sharding(inputs, base, whole))
+    program = dataclasses.replace(program, training=training)
+    return Workload(program, placed, jax.device_put(seeds, whole))
+
+
+def _config(size: Size, dtype: str) -> config.Config:
+    stage = {"k": size.k, "max_tokens": size.new, "prompt_tokens": size.prompt}
+    return config.Config(
+        samples_per_iteration=size.samples,
+        slots=size.slots,
+        iterations=1 + -(-size.pool // size.samples),
+        execution="staged",
+        model=config.Model(dtype=dtype),
+        question=config.Question(**stage),
+        answer=config.Answer(**stage),
+        filters=config.Filters(finished=False, rouge_l=2.0),
+        train=config.Train(
+            data="latest", include_seeds=False, batch_size=size.batch, epochs=size.epochs
+        ),
+    )
+
+
+def _random_pairs(vocab_size: int, longest: int) -> packing.Pairs:
+    """Seeds of random ids; longer ones are cut to what a generated text may have."""
+    rng, fields = np.random.default_rng(0), []
+    for part in range(2):
+        lengths = np.minimum(np.asarray(SEED_LENGTHS, np.int32)[:, part], longest)
+        ids = rng.integers(8, vocab_size, (len(lengths), longest), np.int32)
+        fields += [np.where(np.arange(longest) < lengths[:, None], ids, 0), lengths]
+    return packing.Pairs(*fields)
+
+
+def random_params(model: models.Decoder, devices: jax.sharding.Mesh) -> dict[str, Any]:
+    """Weights drawn on the devices: normal (0.02), norms one, biases zero."""
+    shapes = weights.flatten(weights.abstract_params(model))
+    places = {p: weights.sharding(model.config, p, s.shape, devices) for p, s in shapes.items()}
+
+    def draw() -> dict[str, Any]:
+        drawn = {}
+        for index, (path, leaf) in enumerate(shapes.items()):
+            kind = path.split("/")[-1]
+            if kind in ("scale", "bias"):
+                drawn[path] = jnp.full(leaf.shape, float(kind == "scale"), leaf.dtype)
+            else:
+                key = jax.random.fold_in(jax.random.key(0), index)
+                drawn[path] = 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype)
+        return drawn
+
+    return weights.unflatten(jax.jit(draw, out_shardings=places)())
+
+
+def build(shape: str, dtype: str = "auto", kv_cache: str = "auto", **changed: Any) -> Workload:
+    """The workload of a name of `BUNDLED` or `NETWORKS`; `changed` are fields of its `Size`."""
+    if shape in BUNDLED:
+        return bundled(shape, execution="staged", kv_cache=kv_cache)
+    size = dataclasses.replace(SIZES[shape], **changed)
+    return random(NETWORKS[shape], size, dtype, kv_cache)
+
+
+def save_model(work: Workload, folder: pathlib.Path) -> None:
+    """The model as a Hugging Face folder without a tokenizer, for a peer.
+
+    Above 1e9 parameters without weights: random ones take as long.
+    """
+    network = work.program.model.config
+    folder.mkdir()
+    if sum(x.size for x in jax.tree.leaves(work.inputs.base)) < 1e9:
+        weights.save(folder, network, work.inputs.base)
+    storage.write_json(folder / "config.json", models.family_of(network).to_hf(network))
+
+
+def where() -> dict[str, str]:
+    """Machine, versions, commit and date of a measurement."""
+    device = jax.devices()[0]
+    name = device.device_kind
+    if device.platform == "cpu":
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        models_named = [line.split(":")[1].strip() for line in lines if "model name" in line]
+        name = f"{len(models_named)} cores of {models_named[0]}"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "machine": name,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "commit": commit or "unknown",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def append(path: str, result: dict[str, Any]) -> None:
+    """Adds a line to a file of results."""
+    with pathlib.Path(path).open("a") as file:
+        file.write(json.dumps(result) + "\n")

@@ -1,0 +1,253 @@
+"""Attention: of a chunk or a stream to itself, and of one token to a cache.
+
+Shapes: B batch, T tokens, S cache length, H heads, K key/value heads, h head size, G = H / K.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from isara_jax import mesh as mesh_lib
+
+
+class Quantised(NamedTuple):
+    """One half of a cache in 8 bits: `values` int8, and a `scale` for each token and head."""
+
+    values: jax.Array
+    scale: jax.Array
+
+
+Half = jax.Array | Quantised
+
+LayerCache = tuple[Half, Half]
+"""Keys and values of one layer, `[S, B, K, h]` or, by `Settings.order`, `[B, K, S, h]`.
+
+Row s of column b holds position s of sequence b. A column is valid below its own length:
+
+    s=0  s=1  s=2  s=3        lengths
+    BOS  How  do   .      b=0   3     (position 3 is free; its content is never attended)
+    BOS  .    .    .      b=1   1
+"""
+
+QUERY_BLOCKS, SMALLEST_BLOCK = 4, 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How attention is computed on the devices there are.
+
+    Attributes:
+      order: axes of a cache. `SBKh` on accelerators: a decoding step writes one row a sequence, and
+        in this order XLA does so in place. `BKSh` on CPUs, whose matrix products want each head's
+        rows together; any other order they copy whole, in every step.
+      int8: caches hold 8 bits.
+      cudnn: chunks attend by cuDNN's fused kernel, which keeps no scores.
+    """
+
+    order: str = "SBKh"
+    int8: bool = False
+    cudnn: bool = False
+
+
+def settings(mesh: Mesh, dtype: Any, head_size: int, kv_cache: str = "auto") -> Settings:
+    """The fastest that the devices can do.
+
+    Args:
+      mesh: the devices.
+      dtype: of activations.
+      head_size: h.
+      kv_cache: `config.Config.kv_cache`.
+    """
+    # cuDNN's kernel wants half precision, rows of 16 bytes, and an Ampere GPU or newer.
+    fused = mesh_lib.gpu_generation(mesh) >= 8.0 and jnp.dtype(dtype).itemsize == 2
+    fused &= head_size % 8 == 0 and head_size <= 128
+    order = "BKSh" if mesh_lib.on_cpu(mesh) else "SBKh"
+    return Settings(order=order, int8=kv_cache == "int8", cudnn=fused)
+
+
+def attend(
+    how: Settings,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    positions: jax.Array,
+    cache: LayerCache | None,
+    segments: jax.Array | None = None,
+) -> tuple[jax.Array, LayerCache]:
+    """Attention of a chunk or a stream to itself (no cache), or of one token to its cache.
+
+    Args:
+      how: the way it is computed.
+      q: `[B, T, H, h]`.
+      k: `[B, T, K, h]`.
+      v: `[B, T, K, h]`.
+      positions: `[B, T]`.
+      cache: of S rows, or None for a chunk that starts its sequences.
+      segments: `[B, T]` of a stream, or None.
+
+    Returns:
+      `[B, T, H * h]`, and the cache with this token or, without one, of the chunk's T rows.
+    """
+    if cache is not None:
+        cache = write(how, cache, (k, v), positions)
+        y = attend_to_cache(how, q, cache, positions)
+    else:
+        cache = of_chunk(how, k), of_chunk(how, v)
+        y = causally(how, q, k, v) if segments is None else in_stream(q, k, v, segments)
+    return y.reshape(*y.shape[:2], -1), cache
+
+
+def causally(how: Settings, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Causal attention of a right-padded chunk to itself: `[B, T, H, h]`.
+
+    Padding stands after the tokens, so causality alone keeps it from being read. Without a fused
+    kernel the queries are taken in blocks, each with the keys up to its own end: fewer scores at
+    once, and most of those that causality forbids are never computed.
+    """
+    if how.cudnn:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    length = q.shape[1]
+    block = max(SMALLEST_BLOCK, -(-length // QUERY_BLOCKS))
+    parts = []
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        mask = jnp.arange(end) <= jnp.arange(start, end)[:, None]
+        parts.append(
+            jax.nn.dot_product_attention(
+                q[:, start:end], k[:, :end], v[:, :end], mask=mask[None, None]
+            )
+        )
+    return jnp.concatenate(parts, axis=1)
+
+
+def in_stream(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+    """Causal attention inside the segments of one stream that is cut into rows.
+
+    No segment is longer than a row, so a row sees itself and the row before it.
+
+    Args:
+      q: `[R, T, H, h]`.
+      k: `[R, T, K, h]`.
+      v: `[R, T, K, h]`.
+      segments: `[R, T]`.
+
+    Returns:
+      `[R, T, H, h]`.
+    """
+    length = segments.shape[1]
+
+    def with_row_before(x: jax.Array, first: int = 0) -> jax.Array:
+        before = jnp.roll(x, 1, axis=0).at[0].set(first)
+        return jnp.concatenate([before, x], axis=1)
+
+    own, other = segments[:, :, None], with_row_before(segments, first=-1)[:, None, :]
+    place = jnp.arange(2 * length)
+    mask = (own == other) & (place <= jnp.arange(length)[:, None] + length)
+    return jax.nn.dot_product_attention(
+        q, with_row_before(k), with_row_before(v), mask=mask[:, None]
+    )
+
+
+def attend_to_cache(
+    how: Settings, q: jax.Array, cache: LayerCache, positions: jax.Array
+) -> jax.Array:
+    """Attention of one new token a sequence to its cache.
+
+    Args:
+      how: the way it is computed.
+      q: `[B, 1, H, h]`.
+      cache: keys and values of S rows, this token's included.
+      positions: `[B, 1]`, the new token's position; rows beyond it are not read.
+
+    Returns:
+      `[B, 1, H, h]`.
+    """
+    keys, values = cache
+    batch, _, heads, size = q.shape
+    kv_heads = _leaf(keys).shape[how.order.index("K")]
+    grouped = q.reshape(batch, kv_heads, -1, size)
+    scores = jnp.einsum(
+        f"BKGh,{how.order}->BKGS", grouped, _numbers(keys, q.dtype),
+        preferred_element_type=jnp.float32,
+    ) * _scale(how, keys)  # fmt: skip
+    visible = jnp.arange(scores.shape[-1]) <= positions[:, :, None, None]
+    weights = jax.nn.softmax(jnp.where(visible, scores * size**-0.5, -jnp.inf))
+    weights = (weights * _scale(how, values)).astype(q.dtype)
+    out = jnp.einsum(f"BKGS,{how.order}->BKGh", weights, _numbers(values, q.dtype))
+    return out.reshape(batch, 1, heads, size)
+
+
+# --- the cache -----------------------------------------------------------------------------------
+
+
+def empty(how: Settings, length: int, batch: int, kv_heads: int, size: int, dtype: Any) -> Half:
+    """One half of a layer's cache, for S = `length` rows of `batch` sequences."""
+    extent = {"S": length, "B": batch, "K": kv_heads, "h": size}
+    shape = tuple(extent[axis] for axis in how.order)
+    if not how.int8:
+        return jnp.zeros(shape, dtype)
+    return Quantised(jnp.zeros(shape, jnp.int8), jnp.zeros(shape[:3], jnp.float32))
+
+
+def of_chunk(how: Settings, x: jax.Array) -> Half:
+    """A chunk's keys or values `[B, T, K, h]` as half a cache of T rows.
+
+    In 8 bits each token and head has its scale, so that its largest value becomes 127.
+    """
+    x = jnp.einsum(f"BSKh->{how.order}", x)
+    if not how.int8:
+        return x
+    wide = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(wide), axis=-1), 1e-6) / 127
+    return Quantised(jnp.round(wide / scale[..., None]).astype(jnp.int8), scale)
+
+
+def write(how: Settings, cache: LayerCache, new: LayerCache, positions: jax.Array) -> LayerCache:
+    """Writes one token's keys and values `[B, 1, K, h]` at `positions [B, 1]`."""
+    batch = positions.shape[0]
+    at = _index(how, S=positions[:, 0], B=jnp.arange(batch))
+    axis = how.order.index("S")
+
+    def put(old: jax.Array, fresh: jax.Array) -> jax.Array:
+        row = jnp.squeeze(fresh, axis)
+        return old.at[at].set(row, mode="drop", unique_indices=True)
+
+    return jax.tree.map(put, cache, tuple(of_chunk(how, half) for half in new))
+
+
+def insert(how: Settings, cache: Any, chunk: Any, columns: jax.Array) -> Any:
+    """Writes a chunk's caches of P rows into the first rows of `columns [R]`; others are dropped.
+
+    Args:
+      how: the way it is computed.
+      cache: a tree of halves of S rows and B columns.
+      chunk: a like tree of P rows and R columns.
+      columns: which, all different; those from B on are dropped.
+    """
+    rows = _leaf(jax.tree.leaves(chunk)[0]).shape[how.order.index("S")]
+    at = _index(how, S=slice(rows), B=columns)
+    put = lambda old, new: old.at[at].set(new, mode="drop", unique_indices=True)  # noqa: E731
+    return jax.tree.map(put, cache, chunk)
+
+
+def _index(how: Settings, **at: jax.Array | slice) -> tuple:
+    """An index of a cache, and of its scales, by the names of axes."""
+    return tuple(at.get(axis, slice(None)) for axis in how.order[:3])
+
+
+def _leaf(half: Half) -> jax.Array:
+    return half.values if isinstance(half, Quantised) else half
+
+
+def _numbers(half: Half, dtype: Any) -> jax.Array:
+    return _leaf(half).astype(dtype)
+
+
+def _scale(how: Settings, half: Half) -> jax.Array | float:
+    """`[B, K, 1, S]`, or 1."""
+    if not isinstance(half, Quantised):
+        return 1.0
+    return jnp.einsum(f"{how.order[:3]}->BKS", half.scale)[:, :, None]
