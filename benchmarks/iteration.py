@@ -245,7 +245,8 @@ def _prefill(
 ) -> decode.Generation:  # fmt: skip
     """A generation that ends with its first token: reading the prompts, and one step."""
     return decode.generate(
-        p.sampler(1, "prefill"), lora.variables(inputs.base, trainable, p.config.train), prompts,
+        p.sampler(1, "prefill"),
+        lora.variables(inputs.base, trainable, p.config.train, merged=True), prompts,
         jax.random.key(0), inputs.hyper.question, inputs.question_stops,
     )  # fmt: skip
 
@@ -375,13 +376,14 @@ def _row(work: Work, run: Timed, rate: float, bandwidth: float) -> dict[str, flo
     }
 
 
-def run_peer(folder: pathlib.Path, slots: int, dtype: str) -> dict[str, Any]:
+def run_peer(folder: pathlib.Path, result: dict[str, Any], dtype: str) -> dict[str, Any]:
     """The same work by transformers and PEFT, in a process of its own."""
-    batch = _PEER_BATCH.value or str(slots)
+    batch = _PEER_BATCH.value or str(result["slots"])
     command = [
         sys.executable, "-m", "benchmarks.peer_hf", f"--workload={folder / 'workload.npz'}",
         f"--model={folder / 'model'}", f"--dtype={dtype}", f"--threads={os.cpu_count()}",
         f"--search_batch={batch}" if "," in batch else f"--batch={batch}",
+        "--cache=fastest" if result["platform"] == "cpu" else "--cache=dynamic",
     ]  # fmt: skip
     return _last_line(command)
 
@@ -409,9 +411,9 @@ _SAME = {
 
 def check_equal_work(result: dict[str, Any], peer: dict[str, Any]) -> None:
     """Raises `ValueError` where the peer read, drew or trained on another number of tokens."""
-    for name, theirs in peer["work"].items():
-        if name in result["work"] and result["work"][name] != theirs:
-            raise ValueError(f"{name}: {result['work'][name]} here, {theirs} by the peer")
+    for name, here in result["work"].items():
+        if here != peer["work"][name]:
+            raise ValueError(f"{name}: {here} here, {peer['work'][name]} by the peer")
 
 
 def show(result: dict[str, Any]) -> None:
@@ -463,7 +465,7 @@ def main(arguments: list[str]) -> None:
             result = _last_line([*command, f"--record={folder}"])
             result["peers"] = []
             for dtype in _PEER_DTYPES.value or [result["dtype"]]:
-                peer = run_peer(pathlib.Path(folder), result["slots"], dtype)
+                peer = run_peer(pathlib.Path(folder), result, dtype)
                 check_equal_work(result, peer)
                 result["peers"].append(peer)
     show(result)

@@ -214,6 +214,7 @@ def where() -> dict[str, str]:
     ).stdout.strip()
     return {
         "machine": name,
+        "platform": device.platform,
         "python": platform.python_version(),
         "jax": jax.__version__,
         "commit": commit or "unknown",

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from isara_jax import embed, iteration, lora, packing, sampling, train, weights
+from isara_jax import cache_check, embed, iteration, lora, packing, sampling, train, weights
 from isara_jax import mesh as mesh_lib
 from isara_jax.decode import Generation
 from isara_jax.evaluate import answers
@@ -110,6 +110,10 @@ class Executables:
     def start(self, seeds: packing.Pairs) -> State:
         """The state before the first iteration."""
         return self._call("initial_state", initial_state, self.inputs, seeds)
+
+    def cache_divergence(self, pool: Pool) -> jax.Array:
+        """What a cache in 8 bits changes, in nats, for each seed."""
+        return self._call("cache_divergence", cache_check.divergence, self.inputs, pool)
 
     def compile_step(self, state: State) -> None:
         """Compiles the iteration before it is needed (fused execution)."""

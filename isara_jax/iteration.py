@@ -196,7 +196,7 @@ def write_questions(
     key = stage_key(inputs.hyper, state.step, STAGES.index("questions"))
     generation = decode.generate(
         p.sampler(p.config.question.max_tokens, "questions"),
-        lora.variables(inputs.base, state.trainable, p.config.train), prompts,
+        lora.variables(inputs.base, state.trainable, p.config.train, merged=True), prompts,
         jax.random.fold_in(key, 1), inputs.hyper.question, inputs.question_stops,
     )  # fmt: skip
     return generation, jnp.sum(prompts.lengths)
@@ -246,7 +246,7 @@ def answer_questions(
     adapted = inputs.initial if c.model == "base" else state.trainable
     answer = decode.generate(
         p.sampler(c.max_tokens, "answers"),
-        lora.variables(inputs.base, adapted, p.config.train),
+        lora.variables(inputs.base, adapted, p.config.train, merged=True),
         prompts,
         stage_key(inputs.hyper, state.step, STAGES.index("answers")),
         inputs.hyper.answer,

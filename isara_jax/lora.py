@@ -45,10 +45,19 @@ def init(network: models.DecoderConfig, lora: config.Lora, key: jax.Array) -> Tr
     return tree
 
 
-def variables(base: dict[str, Any], trainable: Trainable | None, train: config.Train) -> dict:
+def variables(
+    base: dict[str, Any], trainable: Trainable | None, train: config.Train, *, merged: bool = False
+) -> dict:
     """What `Module.apply` takes: the base model, as changed by `trainable` (None: unchanged).
 
     LoRA's scale alpha / rank is folded into b here, so that no layer needs to know it.
+
+    Args:
+      base: the parameters.
+      trainable: an adapter or, in full fine-tuning, all weights.
+      train: rank and alpha.
+      merged: f32 kernels take the adapter's product in, once, so that no step computes it; in bf16
+        the sum would round most of a small change away.
     """
     if trainable is None:
         return {"params": base}
@@ -58,7 +67,16 @@ def variables(base: dict[str, Any], trainable: Trainable | None, train: config.T
     scaled = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * scale if path[-1].key == "b" else leaf, trainable
     )
+    if merged and jax.tree.leaves(base)[0].dtype == jnp.float32:
+        return {"params": _added(base, scaled)}
     return {"params": base, "lora": scaled}
+
+
+def _added(base: dict[str, Any], scaled: Trainable) -> dict[str, Any]:
+    """The parameters with kernel + a b in place of the adapted kernels."""
+    if "a" in scaled:
+        return base | {"kernel": base["kernel"] + scaled["a"] @ scaled["b"]}
+    return base | {name: _added(base[name], part) for name, part in scaled.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from isara_jax import (
     storage,
     weights,
 )
+from isara_jax.cache_check import WORST_DIVERGENCE
 from isara_jax.evaluate.answers import Questions
 from isara_jax.evaluate.held_out import HeldOut
 from isara_jax.executables import Executables
@@ -27,7 +28,7 @@ from isara_jax.history import History
 from isara_jax.progress import Progress
 from isara_jax.report import html, table
 from isara_jax.setup import Setup, prepare
-from isara_jax.state import State
+from isara_jax.state import Pool, State
 
 # Fields that may change between the start of a run and its continuation.
 _FREE_FIELDS = {"execution", "compilation_cache", "mesh", "slots"}
@@ -116,11 +117,23 @@ class _Run:
         # A pool of its own: the state's is given to the iterations.
         questions = Questions(self.setup.held_out, self._fresh().pool)
         self.held_out = HeldOut(self.setup, self.exe, questions)
+        if self.setup.config.kv_cache == "int8":
+            self._check_cache(questions.seeds)
         if done is not None:
             state = self.checkpoints.restore_state(state)
             self.history.data = self.checkpoints.restore_host()
             self.progress.seconds.update(self.history.data["seconds"])
         return state
+
+    def _check_cache(self, seeds: Pool) -> None:
+        """Raises `config.UserError` where 8 bits are too few for this model's keys and values."""
+        moved = float(np.mean(jax.device_get(self.exe.cache_divergence(seeds))))
+        self.progress.say(f"  8-bit cache: the next token's distribution moves by {moved:.5f} nats")
+        if not moved <= WORST_DIVERGENCE:
+            raise config.UserError(
+                f"config.kv_cache='int8' moves the next token's distribution by {moved:.4f} nats "
+                f"behind the seeds, more than {WORST_DIVERGENCE}; use --config.kv_cache=auto"
+            )
 
     def _fresh(self) -> State:
         """The state before the first iteration; not kept, since all weights may be part of it."""

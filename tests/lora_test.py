@@ -212,7 +212,7 @@ def test_full_training_equals_torch(name, tmp_path, record_property):
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_updates_do_not_depend_on_the_packing(family):
-    """A sequence a stream, or several, cut by the ends of rows: the batch's gradient is the same."""
+    """A sequence a stream, or several, cut by the ends of rows: the gradient is the batch's."""
     model, params = tiny.ported(tiny.TORCH[family]())
     start = random_adapter(model.config, SETTINGS.lora)
     alone, *packed = (

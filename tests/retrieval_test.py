@@ -87,13 +87,24 @@ def test_large_pools_use_an_approximate_index(monkeypatch):
     pool /= np.linalg.norm(pool, axis=1, keepdims=True)
     queries = pool[rng.integers(0, 2000, 50)]
     expected = in_numpy(pool, 2000, queries, 5)
-    monkeypatch.setattr(retrieval, "HASH_FROM", 1000)
+    for name in ("HASH_FROM", "HASH_QUERIES", "TREE_QUERIES"):
+        monkeypatch.setattr(retrieval, name, 50)
     for tree_from in (10_000, 1000):
         monkeypatch.setattr(retrieval, "TREE_FROM", tree_from)
         found = retrieval.search_with_scann(pool, np.int32(2000), queries, 5)
         assert found.max() < 2000
         shared = [len(set(a) & set(b)) for a, b in zip(found, expected, strict=True)]
         assert np.mean(shared) / 5 > 0.8
+
+
+def test_an_index_is_built_only_where_its_queries_repay_it():
+    """Few queries, or few points: every point is scored, which is exact and builds nothing."""
+    points = np.random.default_rng(0).normal(size=(retrieval.HASH_FROM, 8)).astype("f4")
+    for n, queries in ((len(points), retrieval.HASH_QUERIES - 1), (2000, 10**6)):
+        index = retrieval.build_index(points[:n], 5, queries)
+        found, _ = index.search_batched(points[:20])
+        expected = np.argsort(-(points[:20] @ points[:n].T), axis=1)[:, :5]
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_missing_scann_says_what_to_do(monkeypatch):

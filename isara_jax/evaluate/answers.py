@@ -45,7 +45,7 @@ def answer(
     max_tokens = p.config.answer.max_tokens
     return decode.generate(
         p.sampler(max_tokens, "evaluation"),
-        lora.variables(inputs.base, trainable, p.config.train),
+        lora.variables(inputs.base, trainable, p.config.train, merged=True),
         _prompts(p, inputs, held_out, k),
         iteration.stage_key(inputs.hyper, jnp.int32(_KEY), 0),
         params,

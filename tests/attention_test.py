@@ -1,0 +1,133 @@
+"""Attention in blocks, in streams and over caches, against torch's."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from isara_jax import pretrained
+from isara_jax.models import attention
+from isara_jax.models.attention import Settings
+
+HOW = {
+    "accelerators": Settings(order="SBKh"),
+    "CPUs": Settings(order="BKSh"),
+}
+
+
+def random_qkv(batch, length, heads=4, kv_heads=2, size=8, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = ((batch, length, n, size) for n in (heads, kv_heads, kv_heads))
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+
+def by_torch(q, k, v, **settings):
+    """torch's attention of `[B, T, H, h]`."""
+    q, k, v = (torch.from_numpy(np.asarray(x)).transpose(1, 2) for x in (q, k, v))
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True, **settings)
+    return y.transpose(1, 2).numpy()
+
+
+@pytest.mark.parametrize("length", [1, 128, 129, 300, 600])
+def test_causal_blocks_equal_torch(length):
+    """One block, blocks that end with the chunk, and blocks that do not."""
+    q, k, v = random_qkv(2, length)
+    found = tiny.jit(lambda *x: attention.causally(Settings(), *x))(q, k, v)
+    np.testing.assert_allclose(found, by_torch(q, k, v, is_causal=True), atol=2e-6)
+
+
+def test_a_stream_keeps_its_segments_apart():
+    """Segments within a row, over its end, as long as a row; and padding disturbs nothing."""
+    lengths, rows, length = (3, 8, 7, 1, 8, 2), 4, 8
+    segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    segments = np.pad(segments, (0, rows * length - len(segments))).reshape(rows, length)
+    q, k, v = (x.reshape(rows, length, *x.shape[2:]) for x in random_qkv(1, rows * length))
+    found = np.asarray(tiny.jit(attention.in_stream)(q, k, v, segments)).reshape(-1, 4, 8)
+    assert np.isfinite(found).all()
+    flat = [x.reshape(1, rows * length, *x.shape[2:]) for x in (q, k, v)]
+    start = 0
+    for n in lengths:
+        part = (x[:, start : start + n] for x in flat)
+        expected = by_torch(*part, is_causal=True)[0]
+        np.testing.assert_allclose(found[start : start + n], expected, atol=2e-6)
+        start += n
+
+
+@pytest.mark.parametrize("where", HOW)
+@pytest.mark.parametrize("int8", [False, True])
+def test_steps_over_a_cache_equal_torch(where, int8):
+    """Chunks put into some columns, one of them dropped, then two steps of ragged sequences."""
+    how = Settings(order=HOW[where].order, int8=int8)
+    q, k, v = random_qkv(4, 9)
+    lengths = np.array([6, 1, 4, 3])  # of the chunks, right-padded
+    columns = np.array([2, 0, 7, 1])  # of a cache of 5: the third chunk is dropped
+    q_steps, k_steps, v_steps = random_qkv(5, 2, seed=1)
+
+    @tiny.jit
+    def run(k, v):
+        halves = tuple(attention.empty(how, 12, 5, 2, 8, jnp.float32) for _ in range(2))
+        # What lies behind a sequence's end must never be read.
+        halves = jax.tree.map(lambda x: jnp.full_like(x, 100), halves)
+        chunk = tuple(attention.of_chunk(how, x) for x in (k, v))
+        cache, result = attention.insert(how, halves, chunk, columns), []
+        at = jnp.zeros(5, int).at[columns].set(lengths, mode="drop")[:, None]
+        for step in range(2):
+            token = (x[:, step : step + 1] for x in (q_steps, k_steps, v_steps))
+            y, cache = attention.attend(how, *token, at + step, cache)
+            result.append(y)
+        return jnp.stack(result)
+
+    found = np.asarray(run(k, v)).reshape(2, 5, 4, 8)
+    for row, column in ((0, 2), (1, 0), (3, 1)):
+        n = lengths[row]
+        for step in range(2):
+            seen = (
+                np.concatenate([x[row, :n], more[column, : step + 1]])[None]
+                for x, more in ((k, k_steps), (v, v_steps))
+            )
+            expected = by_torch(q_steps[column : column + 1, step : step + 1], *seen)[0, 0]
+            np.testing.assert_allclose(found[step, column], expected, atol=0.03 if int8 else 2e-6)
+
+
+def test_eight_bits_keep_what_they_can():
+    """Each token and head by its own scale: off by half a step at most, zeros exactly zero."""
+    x = random_qkv(3, 5)[1] * np.array([1e-3, 1.0, 1e3])[:, None, None, None].astype(np.float32)
+    x[1, 2] = 0
+    half = attention.of_chunk(Settings(order="BKSh", int8=True), jnp.asarray(x))
+    assert half.values.dtype == jnp.int8
+    back = np.asarray(half.values * half.scale[..., None]).transpose(0, 2, 1, 3)
+    step = np.abs(x).max(-1, keepdims=True) / 127
+    assert (np.abs(back - x) <= 0.5001 * step).all()
+    assert (back[1, 2] == 0).all()
+
+
+def devices(platform, capability=None):
+    device = types.SimpleNamespace(platform=platform, compute_capability=capability)
+    return types.SimpleNamespace(devices=np.array([device]))
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "head_size", "dtype", "expected"),
+    [
+        ("cpu", None, 64, jnp.float32, Settings("BKSh")),
+        ("tpu", None, 128, jnp.bfloat16, Settings("SBKh")),
+        ("gpu", "7.5", 128, jnp.float32, Settings("SBKh")),  # T4
+        ("gpu", "8.0", 128, jnp.bfloat16, Settings("SBKh", cudnn=True)),
+        ("gpu", "9.0", 128, jnp.float32, Settings("SBKh")),
+        ("gpu", "9.0", 256, jnp.bfloat16, Settings("SBKh")),
+        ("gpu", "9.0", 20, jnp.bfloat16, Settings("SBKh")),
+    ],
+)
+def test_what_a_device_lacks_is_not_used(platform, capability, head_size, dtype, expected):
+    """bf16 only where it is native, cuDNN's kernel only for what it takes; by capability."""
+    mesh = devices(platform, capability)
+    assert pretrained.choose_dtype("auto", mesh) == (
+        jnp.bfloat16 if platform == "tpu" or (capability or "0") >= "8" else jnp.float32
+    )
+    assert attention.settings(mesh, dtype, head_size) == expected
+    eight = attention.settings(mesh, dtype, head_size, "int8")
+    assert eight.int8 and not expected.int8

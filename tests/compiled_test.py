@@ -1,0 +1,72 @@
+"""What the compilers make of the decoding loop: the cache is written in place and read as it lies.
+
+A second copy of the cache, or of the weights, in a step costs as much as the step itself, and no
+other test sees it.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import memory
+from isara_jax.models import llama
+
+MB = 10**6
+
+
+def test_what_a_loop_moves_is_found():
+    """The checks below would see a transposed cache, and take a row written in place for none."""
+
+    def moved(step):
+        loop = jax.jit(lambda x: jax.lax.fori_loop(0, 4, lambda _, x: step(x), x))
+        compiled = loop.lower(jnp.zeros((512, 2048))).compile()
+        return [move.bytes for move in memory.moves(compiled.as_text(), MB)]
+
+    turned = moved(lambda x: jax.lax.optimization_barrier(x.T).reshape(x.shape))
+    assert set(turned) == {512 * 2048 * 4}
+    assert not moved(lambda x: jnp.tanh(x).at[3].set(0.0))
+
+
+def test_a_step_on_a_cpu_copies_no_cache():
+    """Temporaries stay below 5 % of the cache, and no layer's keys or values are moved."""
+    network = llama.LlamaConfig(
+        vocab_size=512, width=256, hidden=512, n_layers=4, n_heads=4, n_kv_heads=4, head_size=64,
+        max_length=2048,
+    )  # fmt: skip
+    sizes = {"slots": 16, "prompt": 1000, "new": 128}
+    c = memory.case(network, jax.devices("cpu"), (1, 1, 1), **sizes, dtype=jnp.float32)
+    compiled = memory.decode_loop(c)
+    half_a_layer = c.cache_bytes // (2 * network.n_layers)
+    assert not memory.moves(compiled.as_text(), half_a_layer // 2)
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * c.cache_bytes
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+@pytest.mark.parametrize("kv_cache", ["auto", "int8"])
+def test_a_step_on_a_tpu_copies_neither_cache_nor_weights(kv_cache):
+    """LLaMA-7B's width: temporaries below 5 % of the cache, nothing above 50 MB is moved."""
+    found = _measured(
+        "--topology=v5p:2x2x1", "--mesh=1,1,1", "--layers=2", f"--kv_cache={kv_cache}"
+    )
+    program = found["programs"]["decode"]
+    assert not program["moved"]
+    assert program["temp_GB"] < 0.05 * found["cache_GB"]
+
+
+def _measured(*flags):
+    """The command's last line, from a process of its own: libtpu stays out of the tests'."""
+    root = pathlib.Path(__file__).parents[1]
+    command = [sys.executable, "-m", "benchmarks.memory", "--shape=llama-7b", "--program=decode"]
+    done = subprocess.run(
+        [*command, *flags], cwd=root, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
