@@ -32,11 +32,13 @@ def by_torch(q, k, v, **settings):
     return y.transpose(1, 2).numpy()
 
 
-@pytest.mark.parametrize("length", [1, 128, 129, 300, 600])
-def test_causal_blocks_equal_torch(length):
+@pytest.mark.parametrize("row_by_row", [False, True])
+@pytest.mark.parametrize("length", [1, 128, 129, 300, 1100])
+def test_causal_blocks_equal_torch(length, row_by_row):
     """One block, blocks that end with the chunk, and blocks that do not."""
     q, k, v = random_qkv(2, length)
-    found = tiny.jit(lambda *x: attention.causally(Settings(), *x))(q, k, v)
+    how = Settings(row_by_row=row_by_row)
+    found = tiny.jit(lambda *x: attention.causally(how, *x))(q, k, v)
     np.testing.assert_allclose(found, by_torch(q, k, v, is_causal=True), atol=2e-6)
 
 
@@ -113,7 +115,7 @@ def devices(platform, capability=None):
 @pytest.mark.parametrize(
     ("platform", "capability", "head_size", "dtype", "expected"),
     [
-        ("cpu", None, 64, jnp.float32, Settings("BKSh")),
+        ("cpu", None, 64, jnp.float32, Settings("BKSh", row_by_row=True)),
         ("tpu", None, 128, jnp.bfloat16, Settings("SBKh")),
         ("gpu", "7.5", 128, jnp.float32, Settings("SBKh")),  # T4
         ("gpu", "8.0", 128, jnp.bfloat16, Settings("SBKh", cudnn=True)),

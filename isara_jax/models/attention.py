@@ -32,7 +32,7 @@ Row s of column b holds position s of sequence b. A column is valid below its ow
     BOS  .    .    .      b=1   1
 """
 
-QUERY_BLOCKS, SMALLEST_BLOCK = 4, 128
+QUERY_BLOCKS, SMALLEST_BLOCK = 8, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +45,13 @@ class Settings:
         rows together; any other order they copy whole, in every step.
       int8: caches hold 8 bits.
       cudnn: chunks attend by cuDNN's fused kernel, which keeps no scores.
+      row_by_row: a chunk's rows attend one after the other, so that a CPU's caches hold the scores.
     """
 
     order: str = "SBKh"
     int8: bool = False
     cudnn: bool = False
+    row_by_row: bool = False
 
 
 def settings(mesh: Mesh, dtype: Any, head_size: int, kv_cache: str = "auto") -> Settings:
@@ -64,8 +66,9 @@ def settings(mesh: Mesh, dtype: Any, head_size: int, kv_cache: str = "auto") -> 
     # cuDNN's kernel wants half precision, rows of 16 bytes, and an Ampere GPU or newer.
     fused = mesh_lib.gpu_generation(mesh) >= 8.0 and jnp.dtype(dtype).itemsize == 2
     fused &= head_size % 8 == 0 and head_size <= 128
-    order = "BKSh" if mesh_lib.on_cpu(mesh) else "SBKh"
-    return Settings(order=order, int8=kv_cache == "int8", cudnn=fused)
+    on_cpu = mesh_lib.on_cpu(mesh)
+    order = "BKSh" if on_cpu else "SBKh"
+    return Settings(order=order, int8=kv_cache == "int8", cudnn=fused, row_by_row=on_cpu)
 
 
 def attend(
@@ -103,24 +106,52 @@ def attend(
 def causally(how: Settings, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Causal attention of a right-padded chunk to itself: `[B, T, H, h]`.
 
-    Padding stands after the tokens, so causality alone keeps it from being read. Without a fused
-    kernel the queries are taken in blocks, each with the keys up to its own end: fewer scores at
-    once, and most of those that causality forbids are never computed.
+    Padding stands after the tokens, so causality alone keeps it from being read.
     """
     if how.cudnn:
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-    length = q.shape[1]
+    batch, length, _, size = q.shape
+    grouped = q.reshape(batch, length, k.shape[2], -1, size).transpose(0, 2, 3, 1, 4)
+    heads_first = grouped, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+    if how.row_by_row:
+        y = jax.lax.map(lambda row: _in_blocks(*row), heads_first)
+    else:
+        y = _in_blocks(*heads_first)
+    return y.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def _in_blocks(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Causal attention, a block of queries at a time, each with the keys up to its own end.
+
+    So fewer scores exist at once, and most of those that causality forbids are never computed.
+
+    Args:
+      q: `[..., K, G, T, h]`.
+      k: `[..., K, h, T]`.
+      v: `[..., K, T, h]`.
+
+    Returns:
+      `[..., K, G, T, h]`.
+    """
+    length, parts = q.shape[-2], []
     block = max(SMALLEST_BLOCK, -(-length // QUERY_BLOCKS))
-    parts = []
     for start in range(0, length, block):
         end = min(start + block, length)
-        mask = jnp.arange(end) <= jnp.arange(start, end)[:, None]
-        parts.append(
-            jax.nn.dot_product_attention(
-                q[:, start:end], k[:, :end], v[:, :end], mask=mask[None, None]
-            )
-        )
-    return jnp.concatenate(parts, axis=1)
+        scores = jnp.einsum(
+            "...KGth,...Khs->...KGts", q[..., start:end, :], k[..., :end],
+            preferred_element_type=jnp.float32,
+        )  # fmt: skip
+        visible = jnp.arange(end) <= jnp.arange(start, end)[:, None]
+        scores = jnp.where(visible, scores * q.shape[-1] ** -0.5, -jnp.inf)
+        # Divided after the product, which has fewer numbers than the scores.
+        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        mixed = jnp.einsum(
+            "...KGts,...Ksh->...KGth", weights.astype(v.dtype), v[..., :end, :],
+            preferred_element_type=jnp.float32,
+        )  # fmt: skip
+        parts.append((mixed / total).astype(q.dtype))
+    return jnp.concatenate(parts, axis=-2)
 
 
 def in_stream(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
