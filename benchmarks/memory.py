@@ -155,8 +155,10 @@ def _compiled(function: Callable, *args: Any, donate: int | None = None) -> jax.
     return jax.jit(function, donate_argnums=donate).lower(*args).compile()
 
 
-def _variables(base: Any, adapter: Any) -> dict:
-    return lora.variables(base, adapter, config.Train())
+def _sampled(base: Any, adapter: Any) -> dict:
+    """What the sampler reads; f32 kernels have taken the adapter in before its loop."""
+    wide = jax.tree.leaves(base)[0].dtype == jnp.float32
+    return lora.variables(base, None if wide else adapter, config.Train())
 
 
 def decode_loop(c: Case) -> jax.stages.Compiled:
@@ -166,7 +168,7 @@ def decode_loop(c: Case) -> jax.stages.Compiled:
 
     def loop(base: Any, adapter: Any, key: Any, params: Any, table: Any, slots: Any) -> Any:
         step = functools.partial(
-            decode._step, c.sampler, _variables(base, adapter), key, params, table
+            decode._step, c.sampler, _sampled(base, adapter), key, params, table
         )
         return jax.lax.fori_loop(0, STEPS, lambda _, s: step(s), slots)
 
@@ -178,7 +180,7 @@ def prefill(c: Case) -> jax.stages.Compiled:
     """One refill: R prompts read into the cache, which is given away."""
 
     def refill(base: Any, adapter: Any, prompts: packing.Prompts, slots: Any) -> Any:
-        return decode._refill(c.sampler, _variables(base, adapter), prompts, slots)
+        return decode._refill(c.sampler, _sampled(base, adapter), prompts, slots)
 
     return _compiled(refill, c.base, c.adapter, c.prompts, c.slots, donate=3)
 

@@ -19,6 +19,7 @@ from isara_jax import (
     accept,
     decode,
     embed,
+    lengths,
     lora,
     models,
     packing,
@@ -30,6 +31,7 @@ from isara_jax import (
 )
 from isara_jax import mesh as mesh_lib
 from isara_jax.config import Config
+from isara_jax.models import attention
 from isara_jax.progress import Progress
 from isara_jax.state import Pool, Report, State
 
@@ -69,8 +71,9 @@ class Program:
 
     @property
     def train_tokens(self) -> int:
-        """Tokens of a training sequence: BOS, headers, question, answer, EOS."""
-        return self.pair_tokens + 2 - len(self.template.separator)
+        """Tokens of a training sequence: BOS, headers, question, answer, EOS; rounded up."""
+        longest = self.pair_tokens + 2 - len(self.template.separator)
+        return lengths.round_up(longest, attention.STREAM_BLOCKS)
 
     @property
     def answer_span(self) -> int:

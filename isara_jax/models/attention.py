@@ -32,7 +32,8 @@ Row s of column b holds position s of sequence b. A column is valid below its ow
     BOS  .    .    .      b=1   1
 """
 
-QUERY_BLOCKS, SMALLEST_BLOCK = 8, 128
+QUERY_BLOCKS, SMALLEST_BLOCK = 8, 128  # of a chunk
+STREAM_BLOCKS = 4  # of a stream's row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,80 +107,104 @@ def attend(
 def causally(how: Settings, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Causal attention of a right-padded chunk to itself: `[B, T, H, h]`.
 
-    Padding stands after the tokens, so causality alone keeps it from being read.
+    Padding stands after the tokens, so causality alone keeps it from being read. Without a fused
+    kernel queries are taken in blocks, each with the keys up to its own end: fewer scores exist at
+    once, and most of those that causality forbids are never computed.
     """
     if how.cudnn:
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-    batch, length, _, size = q.shape
-    grouped = q.reshape(batch, length, k.shape[2], -1, size).transpose(0, 2, 3, 1, 4)
-    heads_first = grouped, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-    if how.row_by_row:
-        y = jax.lax.map(lambda row: _in_blocks(*row), heads_first)
-    else:
-        y = _in_blocks(*heads_first)
-    return y.transpose(0, 3, 1, 2, 4).reshape(q.shape)
-
-
-def _in_blocks(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Causal attention, a block of queries at a time, each with the keys up to its own end.
-
-    So fewer scores exist at once, and most of those that causality forbids are never computed.
-
-    Args:
-      q: `[..., K, G, T, h]`.
-      k: `[..., K, h, T]`.
-      v: `[..., K, T, h]`.
-
-    Returns:
-      `[..., K, G, T, h]`.
-    """
-    length, parts = q.shape[-2], []
+    length = q.shape[1]
     block = max(SMALLEST_BLOCK, -(-length // QUERY_BLOCKS))
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        scores = jnp.einsum(
-            "...KGth,...Khs->...KGts", q[..., start:end, :], k[..., :end],
-            preferred_element_type=jnp.float32,
-        )  # fmt: skip
-        visible = jnp.arange(end) <= jnp.arange(start, end)[:, None]
-        scores = jnp.where(visible, scores * q.shape[-1] ** -0.5, -jnp.inf)
-        # Divided after the product, which has fewer numbers than the scores.
-        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        mixed = jnp.einsum(
-            "...KGts,...Ksh->...KGth", weights.astype(v.dtype), v[..., :end, :],
-            preferred_element_type=jnp.float32,
-        )  # fmt: skip
-        parts.append((mixed / total).astype(q.dtype))
-    return jnp.concatenate(parts, axis=-2)
+
+    def in_blocks(heads: Heads) -> jax.Array:
+        parts = []
+        for start in range(0, length, block):
+            end = min(start + block, length)
+            visible = jnp.arange(end) <= jnp.arange(start, end)[:, None]
+            parts.append(_mix(heads.block(start, end), visible))
+        return jnp.concatenate(parts, axis=-2)
+
+    heads = Heads.of(q, k, v)
+    return _tokens_first(jax.lax.map(in_blocks, heads) if how.row_by_row else in_blocks(heads))
 
 
 def in_stream(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
     """Causal attention inside the segments of one stream that is cut into rows.
 
-    No segment is longer than a row, so a row sees itself and the row before it.
+    No segment is longer than a row. So each quarter of a row sees itself and the row's length
+    before it:
+
+        row before   . . . . . . . .
+        row          . . . . . . . .
+        keys             k k k k k          of the third quarter, q
+        queries                  q
 
     Args:
       q: `[R, T, H, h]`.
       k: `[R, T, K, h]`.
       v: `[R, T, K, h]`.
-      segments: `[R, T]`.
+      segments: `[R, T]`, T a multiple of `STREAM_BLOCKS`.
 
     Returns:
       `[R, T, H, h]`.
     """
-    length = segments.shape[1]
+    rows, length = segments.shape
+    block = length // STREAM_BLOCKS
 
-    def with_row_before(x: jax.Array, first: int = 0) -> jax.Array:
+    def windows(x: jax.Array, first: int = 0) -> jax.Array:
         before = jnp.roll(x, 1, axis=0).at[0].set(first)
-        return jnp.concatenate([before, x], axis=1)
+        both = jnp.concatenate([before, x], axis=1)
+        starts = range(0, length, block)
+        parts = [both[:, start : start + length + block] for start in starts]
+        return jnp.stack(parts, axis=1).reshape(-1, length + block, *x.shape[2:])
 
-    own, other = segments[:, :, None], with_row_before(segments, first=-1)[:, None, :]
-    place = jnp.arange(2 * length)
-    mask = (own == other) & (place <= jnp.arange(length)[:, None] + length)
-    return jax.nn.dot_product_attention(
-        q, with_row_before(k), with_row_before(v), mask=mask[:, None]
+    own, seen = segments.reshape(-1, block), windows(segments, first=-1)
+    visible = jnp.arange(length + block) <= length + jnp.arange(block)[:, None]
+    visible &= own[:, :, None] == seen[:, None]
+    heads = Heads.of(q.reshape(-1, block, *q.shape[2:]), windows(k), windows(v))
+    return _tokens_first(_mix(heads, visible[:, None, None])).reshape(q.shape)
+
+
+class Heads(NamedTuple):
+    """Queries `[..., K, G, t, h]`, keys `[..., K, h, T]` and values `[..., K, T, h]`."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+
+    @classmethod
+    def of(cls, q: jax.Array, k: jax.Array, v: jax.Array) -> "Heads":
+        """Of queries `[B, t, H, h]`, keys and values `[B, T, K, h]`."""
+        grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3]).transpose(0, 2, 3, 1, 4)
+        return cls(grouped, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+
+    def block(self, start: int, end: int) -> "Heads":
+        """The queries of a block, and the keys and values up to its end."""
+        return Heads(self.q[..., start:end, :], self.k[..., :end], self.v[..., :end, :])
+
+
+def _tokens_first(y: jax.Array) -> jax.Array:
+    """`[B, K, G, T, h]` as `[B, T, H, h]`."""
+    return y.transpose(0, 3, 1, 2, 4).reshape(y.shape[0], y.shape[3], -1, y.shape[4])
+
+
+def _mix(heads: Heads, visible: jax.Array) -> jax.Array:
+    """Attention where `visible [..., t, T]`: `[..., K, G, t, h]`.
+
+    The sum of the exponentials divides the mixed values, which are fewer than the scores: nothing
+    the size of the scores is divided, and their gradient needs no sum over them.
+    """
+    product = jnp.einsum(
+        "...KGth,...Khs->...KGts", heads.q, heads.k, preferred_element_type=jnp.float32
     )
+    scores = jnp.where(visible, product * heads.q.shape[-1] ** -0.5, -jnp.inf)
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    mixed = jnp.einsum(
+        "...KGts,...Ksh->...KGth", weights.astype(heads.v.dtype), heads.v,
+        preferred_element_type=jnp.float32,
+    )  # fmt: skip
+    return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(heads.q.dtype)
 
 
 def attend_to_cache(
