@@ -36,7 +36,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import workload
-from isara_jax import decode, executables, iteration, lora, models, packing
+from isara_jax import config, decode, executables, iteration, lora, mesh, models, packing
 from isara_jax.state import State
 
 _SHAPE = flags.DEFINE_enum(
@@ -73,7 +73,8 @@ class Timed(NamedTuple):
 def timed(function: Callable, *args: Any) -> Timed:
     """Compiles, runs once to warm up, then `--repeats` times."""
     began = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile()
+    options = mesh.compiler_options(mesh.make(config.Mesh()))
+    compiled = jax.jit(function, compiler_options=options).lower(*args).compile()
     compile_seconds = time.perf_counter() - began
     result, seconds = jax.block_until_ready(compiled(*args)), []
     for _ in range(_REPEATS.value):
@@ -174,7 +175,7 @@ def measure(work: workload.Workload) -> Measured:
     """Runs the first iteration, stage by stage."""
     p, inputs = work.program, work.inputs
     state = executables.Executables(p, inputs).start(work.seeds)
-    n, slots, config = Counts.of(p.model), p.config.slots, p.config
+    n, slots, c = Counts.of(p.model), p.config.slots, p.config
     bind = functools.partial
     stages: dict[str, tuple[Work, Timed]] = {}
 
@@ -190,11 +191,11 @@ def measure(work: workload.Workload) -> Measured:
     stages["embed"] = (prefill_work(n, lengths), embedding)
 
     capacity = p.prompt_capacity(
-        config.answer.k, config.answer.prompt_tokens, config.answer.max_tokens, part[0].shape[1]
+        c.answer.k, c.answer.prompt_tokens, c.answer.max_tokens, part[0].shape[1]
     )
     shown = timed(
         lambda base, pool, part: iteration.answer_prompts(
-            p, base, pool, part, config.answer.k, capacity
+            p, base, pool, part, c.answer.k, capacity
         ), inputs.base, state.pool, part,
     )  # fmt: skip
     retrieval = shown._replace(seconds=max(shown.seconds - embedding.seconds, 0.0))
@@ -221,7 +222,7 @@ def measure(work: workload.Workload) -> Measured:
         "train_ids": ids[rows],
         "train_lengths": lengths[rows],
         "train_begin": begin[rows],
-        "batches": _batches(len(rows), int(fitted.result.steps), config.train.batch_size),
+        "batches": _batches(len(rows), int(fitted.result.steps), c.train.batch_size),
     }
     return Measured(stages, recorded)
 

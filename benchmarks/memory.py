@@ -146,13 +146,16 @@ def case(
     whole = mesh_lib.replicated(mesh)
     adapter, prompts, key = (_abstract(x, whole) for x in (adapter, prompts, key))
     empty = functools.partial(decode._empty_slots, sampler)
-    places = _compiled(empty, prompts).output_shardings
+    places = _compiled(mesh, empty, prompts).output_shardings
     state = jax.tree.map(_abstract, jax.eval_shape(empty, prompts), places)
     return Case(model, sampler, weights.unflatten(base), adapter, prompts, key, state)
 
 
-def _compiled(function: Callable, *args: Any, donate: int | None = None) -> jax.stages.Compiled:
-    return jax.jit(function, donate_argnums=donate).lower(*args).compile()
+def _compiled(
+    mesh: Mesh, function: Callable, *args: Any, donate: int | None = None
+) -> jax.stages.Compiled:
+    options = mesh_lib.compiler_options(mesh)
+    return jax.jit(function, donate_argnums=donate, compiler_options=options).lower(*args).compile()
 
 
 def _sampled(base: Any, adapter: Any) -> dict:
@@ -168,12 +171,12 @@ def decode_loop(c: Case) -> jax.stages.Compiled:
 
     def loop(base: Any, adapter: Any, key: Any, params: Any, table: Any, slots: Any) -> Any:
         step = functools.partial(
-            decode._step, c.sampler, _sampled(base, adapter), key, params, table
+            decode._step, c.sampler, _sampled(base, adapter), key, params, table, 0
         )
         return jax.lax.fori_loop(0, STEPS, lambda _, s: step(s), slots)
 
     read = (c.base, c.adapter, c.key, *c.placed((params, table)))
-    return _compiled(loop, *read, c.slots, donate=5)
+    return _compiled(c.mesh, loop, *read, c.slots, donate=5)
 
 
 def prefill(c: Case) -> jax.stages.Compiled:
@@ -182,7 +185,7 @@ def prefill(c: Case) -> jax.stages.Compiled:
     def refill(base: Any, adapter: Any, prompts: packing.Prompts, slots: Any) -> Any:
         return decode._refill(c.sampler, _sampled(base, adapter), prompts, slots)
 
-    return _compiled(refill, c.base, c.adapter, c.prompts, c.slots, donate=3)
+    return _compiled(c.mesh, refill, c.base, c.adapter, c.prompts, c.slots, donate=3)
 
 
 def lora_steps(c: Case, *, batch: int, row_tokens: int, remat: bool) -> jax.stages.Compiled:
@@ -201,7 +204,7 @@ def lora_steps(c: Case, *, batch: int, row_tokens: int, remat: bool) -> jax.stag
         )  # fmt: skip
 
     read = c.placed((sequences, train_lib.TrainParams.of(train), np.int32(1)))
-    return _compiled(fit, c.base, c.adapter, *read, c.key, donate=1)
+    return _compiled(c.mesh, fit, c.base, c.adapter, *read, c.key, donate=1)
 
 
 # --- what a compiled program's loops move ---------------------------------------------------------

@@ -43,8 +43,11 @@ def of(work: Callable[..., None], *positional: str) -> Callable[[list[str]], Non
 
 
 def keep_compiled_programs() -> None:
-    """Lets JAX keep compiled programs in the user's cache folder, for the next start."""
+    """Lets JAX keep compiled programs for the next start, in the user's cache folder."""
     import jax
 
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(cache / "isara_jax" / "compiled"))
+    if jax.config.jax_compilation_cache_dir is None:  # else JAX_COMPILATION_CACHE_DIR names one
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "isara_jax" / "compiled"))
+    # JAX's own second would leave out, on a fast machine, what takes one on a slow one.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

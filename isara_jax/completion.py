@@ -212,7 +212,10 @@ class Completer:
             eos=writer.base.vocabulary.eos,
             mesh=writer.mesh,
         )
-        self.generate = jax.jit(functools.partial(decode.generate, sampler))
+        self.generate = jax.jit(
+            functools.partial(decode.generate, sampler),
+            compiler_options=mesh_lib.compiler_options(sampler.mesh),
+        )
         table = _stop_table(writer.base, stop)
         self._drawing = jax.device_put((sampling.SamplingParams.of(how), table), self._whole)
 

@@ -9,6 +9,7 @@ number alone: keys are folded from (request, position), so slots, batch and orde
     slot 2   request 2 ...|request 5 .............
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from isara_jax import mesh as mesh_lib
-from isara_jax import models, packing, sampling, stops
+from isara_jax import models, packing, sampling, scheduling, stops
 from isara_jax.models import attention, decoder
 
 UNFINISHED, AT_EOS, AT_STOP = -2, -1, 0  # a finish of AT_STOP + i: the i-th stop string
@@ -108,16 +109,29 @@ def generate(
       params: how tokens are drawn.
       table: the stop strings.
     """
-    n_requests = prompts.tokens.shape[0]
+    n_requests, prompt_length = prompts.tokens.shape
     step = functools.partial(_step, sampler, variables, key, params, table)
     refill = functools.partial(_refill, sampler, variables, prompts)
+    reads = scheduling.read_lengths(prompt_length + sampler.max_tokens, sampler.mesh)
 
     def can_refill(s: _Slots) -> jax.Array:
         return (s.waiting < n_requests) & (jnp.sum(s.free) >= sampler.refill)
 
     def advance(s: _Slots) -> _Slots:
         s = jax.lax.while_loop(can_refill, refill, s)
-        return jax.lax.fori_loop(0, sampler.steps_per_check, lambda _, s: step(s), s)
+        if len(reads) == 1:
+            return jax.lax.fori_loop(0, sampler.steps_per_check, lambda _, s: step(0, s), s)
+        # One of these loops runs, the others not at all: where a switch would choose, XLA holds
+        # the cache twice.
+        needed = jnp.max(jnp.where(s.free, 0, s.position)) + sampler.steps_per_check
+        chosen = jnp.minimum(jnp.sum(needed > jnp.asarray(reads)), len(reads) - 1)
+        for index, rows in enumerate(reads):
+
+            def steps(_: jax.Array, s: _Slots, rows: int = rows) -> _Slots:
+                return jax.lax.fori_loop(0, sampler.steps_per_check, lambda _, s: step(rows, s), s)
+
+            s = jax.lax.fori_loop(0, (chosen == index).astype(jnp.int32), steps, s)
+        return s
 
     def unfinished(s: _Slots) -> jax.Array:
         return (s.waiting < n_requests) | ~jnp.all(s.free)
@@ -212,10 +226,11 @@ def _step(
     key: jax.Array,
     params: sampling.SamplingParams,
     table: stops.StopTable,
+    rows: int,
     s: _Slots,
 ) -> _Slots:
-    """Draws one token for every occupied slot."""
-    model = sampler.model
+    """Draws one token for every occupied slot; reads `rows` of the cache, 0 for all."""
+    model = sampler.model.clone(how=dataclasses.replace(sampler.model.how, read=rows))
     hidden, cache = model.apply(variables, s.last[:, None], s.position[:, None], s.cache)
     logits = model.apply(variables, hidden[:, 0], method="logits")
     n_bytes = jnp.asarray(table.n_bytes)

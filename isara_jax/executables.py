@@ -77,7 +77,10 @@ class Executables:
         if name not in self._compiled:
             began = time.monotonic()
             placed = self._placed(jax.eval_shape(function, *args))
-            jitted = jax.jit(function, out_shardings=placed, donate_argnums=donate)
+            jitted = jax.jit(
+                function, out_shardings=placed, donate_argnums=donate,
+                compiler_options=mesh_lib.compiler_options(self.program.mesh),
+            )  # fmt: skip
             self._compiled[name] = jitted.lower(*args).compile()
             self.compiles[name] += 1
             self.seconds += time.monotonic() - began

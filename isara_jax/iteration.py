@@ -92,8 +92,9 @@ class Program:
         room = self.model.config.max_length - generated
         return asked or min(k * self.typical_pair + tail, room)
 
-    def sampler(self, max_tokens: int, stage: str) -> decode.Sampler:
-        c = self.config
+    def sampler(self, max_tokens: int, stage: str | None = None) -> decode.Sampler:
+        """A sampler; `stage` is what the host counts its requests under, if it does."""
+        c, counted = self.config, self.progress is not None and stage is not None
         return decode.Sampler(
             model=self.model,
             slots=c.slots,
@@ -102,7 +103,7 @@ class Program:
             steps_per_check=self.steps_per_check,
             eos=self.template.eos,
             mesh=self.mesh,
-            on_refill=self.progress and functools.partial(self.progress.begun, stage),
+            on_refill=functools.partial(self.progress.begun, stage) if counted else None,
         )
 
 

@@ -51,7 +51,6 @@ def run(c: config.Config, workdir: pathlib.Path) -> dict[str, Any]:
     _check_same_run(record, workdir)
     progress.expect("questions", c.samples_per_iteration)
     progress.expect("answers", c.samples_per_iteration)
-    progress.expect("evaluation", len(setup.task.items))
     workdir.mkdir(parents=True, exist_ok=True)
     storage.write_json(workdir / "config.json", record)
     with (

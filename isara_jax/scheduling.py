@@ -15,6 +15,16 @@ def refill(slots: int, rows: int = 1) -> int:
     return max(rows, slots // 4 // rows * rows)
 
 
+def read_lengths(length: int, mesh: Mesh) -> tuple[int, ...]:
+    """How much of a cache of `length` rows a step may read: a half, three quarters, or all of it.
+
+    Each is compiled apart. On a CPU the products copy what they read of a cache in part.
+    """
+    if mesh_lib.on_cpu(mesh) or length < 512:
+        return (length,)
+    return tuple(-(-length * quarters // 4) for quarters in (2, 3, 4))
+
+
 def steps_per_check(mesh: Mesh) -> int:
     """Decoding steps between two looks for free slots.
 

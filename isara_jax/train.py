@@ -20,7 +20,7 @@ LOGITS_BYTES = 512 << 20  # of f32 logits at once
 
 # Tokens of a stream on a device: matrix products of 4,096 rows fill an accelerator, below 1,024
 # they wait for the weights; a CPU's caches prefer fewer.
-MOST_TOKENS, FEWEST_TOKENS, CPU_TOKENS = 4096, 1024, 512
+MOST_TOKENS, FEWEST_TOKENS, CPU_TOKENS = 4096, 1024, 800
 
 
 class TrainParams(NamedTuple):

@@ -3,6 +3,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh requirements.txt launch/requirements-test.txt
+# The TPU's compiler, for tests/compiled_test.py; apart, or every program here would look for a TPU.
+if [ ! -d .venv/libtpu ]; then
+  wanted=$(.venv/bin/python -c '
+from importlib.metadata import requires
+print(next(r.split(";")[0].strip() for r in requires("jax") if r.startswith("libtpu")))')
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+    --target=.venv/libtpu "$wanted" || echo "No $wanted here: the tests with it are skipped" >&2
+fi
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 # Two at a time: much of it is XLA compiling on one core.

@@ -1,6 +1,7 @@
 """Generation with a cache and refilled slots, against a plain loop over torch's logits."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from isara_jax import adapters, config, decode, lora, packing, sampling, stops
+from isara_jax import adapters, config, decode, lora, packing, sampling, scheduling, stops
 
 N, P, L = 24, 12, 20
 STOPS = ("\n\n", "ab")
@@ -129,6 +130,26 @@ def test_schedule_does_not_show(schedule):
     np.testing.assert_array_equal(ours.lengths, lockstep.lengths)
     np.testing.assert_array_equal(ours.finish, lockstep.finish)
     np.testing.assert_allclose(ours.score, lockstep.score, rtol=1e-4)
+
+
+def test_a_cache_read_in_part_gives_the_same_tokens(monkeypatch):
+    """Steps that read a third or two thirds of the cache read all there is, and no step is lost."""
+    monkeypatch.setattr(scheduling, "read_lengths", lambda length, _: (11, 22, length))
+    schedule = (7, 2, 3)  # no other test's, so that it is compiled anew
+    ours, whole = generate(schedule, SAMPLED), generate(SCHEDULES[0], SAMPLED)
+    np.testing.assert_array_equal(ours.tokens, whole.tokens)
+    np.testing.assert_array_equal(ours.lengths, whole.lengths)
+    np.testing.assert_allclose(ours.score, whole.score, rtol=1e-4)
+
+
+def test_parts_of_a_cache_to_read():
+    """A half, three quarters, all; on a CPU, and of short caches, only all."""
+    for platform, length, expected in (
+        ("gpu", 1128, (564, 846, 1128)), ("tpu", 511, (511,)), ("cpu", 1128, (1128,)),
+    ):  # fmt: skip
+        devices = np.array([types.SimpleNamespace(platform=platform)])
+        mesh = types.SimpleNamespace(devices=devices)
+        assert scheduling.read_lengths(length, mesh) == expected
 
 
 def test_order_of_requests_does_not_show():

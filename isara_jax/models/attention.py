@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, S cache length, H heads, K key/value heads, h head si
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -47,12 +48,14 @@ class Settings:
       int8: caches hold 8 bits.
       cudnn: chunks attend by cuDNN's fused kernel, which keeps no scores.
       row_by_row: a chunk's rows attend one after the other, so that a CPU's caches hold the scores.
+      read: rows of a cache that a step reads; 0 for all.
     """
 
     order: str = "SBKh"
     int8: bool = False
     cudnn: bool = False
     row_by_row: bool = False
+    read: int = 0
 
 
 def settings(mesh: Mesh, dtype: Any, head_size: int, kv_cache: str = "auto") -> Settings:
@@ -100,7 +103,7 @@ def attend(
         y = attend_to_cache(how, q, cache, positions)
     else:
         cache = of_chunk(how, k), of_chunk(how, v)
-        y = causally(how, q, k, v) if segments is None else in_stream(q, k, v, segments)
+        y = causally(how, q, k, v) if segments is None else _in_stream(how)(q, k, v, segments)
     return y.reshape(*y.shape[:2], -1), cache
 
 
@@ -126,6 +129,14 @@ def causally(how: Settings, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Arr
 
     heads = Heads.of(q, k, v)
     return _tokens_first(jax.lax.map(in_blocks, heads) if how.row_by_row else in_blocks(heads))
+
+
+def _in_stream(how: Settings) -> Callable[..., jax.Array]:
+    """`in_stream`; on accelerators its scores are computed again for the gradient, not kept.
+
+    They are a third of all that a step keeps, and a hundredth of what it computes.
+    """
+    return in_stream if how.row_by_row else jax.checkpoint(in_stream)
 
 
 def in_stream(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
@@ -221,7 +232,7 @@ def attend_to_cache(
     Returns:
       `[B, 1, H, h]`.
     """
-    keys, values = cache
+    keys, values = (_rows_read(how, half) for half in cache)
     batch, _, heads, size = q.shape
     kv_heads = _leaf(keys).shape[how.order.index("K")]
     grouped = q.reshape(batch, kv_heads, -1, size)
@@ -292,6 +303,14 @@ def insert(how: Settings, cache: Any, chunk: Any, columns: jax.Array) -> Any:
 def _index(how: Settings, **at: jax.Array | slice) -> tuple:
     """An index of a cache, and of its scales, by the names of axes."""
     return tuple(at.get(axis, slice(None)) for axis in how.order[:3])
+
+
+def _rows_read(how: Settings, half: Half) -> Half:
+    """The rows that a step reads."""
+    if not how.read:
+        return half
+    axis = how.order.index("S")
+    return jax.tree.map(lambda x: jax.lax.slice_in_dim(x, 0, how.read, axis=axis), half)
 
 
 def _leaf(half: Half) -> jax.Array:

@@ -50,6 +50,19 @@ class Linear(nn.Module):
         return y
 
 
+def split_heads(y: jax.Array, heads: int, *, step: bool) -> jax.Array:
+    """A projection's `[B, T, H * h]` as `[B, T, H, h]`.
+
+    Args:
+      y: the projection.
+      heads: H.
+      step: of a decoding step. Then XLA must not look through: for a TPU it would lay the kernels
+        out anew to suit the cache, and hold them twice.
+    """
+    y = jax.lax.optimization_barrier(y) if step else y
+    return y.reshape(*y.shape[:2], heads, -1)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm in f32 (HF `LlamaRMSNorm`)."""
 

@@ -115,7 +115,7 @@ class Attention(nn.Module):
 
         def project(name: str, heads: int) -> jax.Array:
             y = layers.Linear(heads * c.head_size, c.attention_bias, name=name)(x)
-            return y.reshape(*x.shape[:2], heads, c.head_size)
+            return layers.split_heads(y, heads, step=cache is not None)
 
         frequencies = c.rope.inverse_frequencies(c.head_size)
         q = layers.rotate(project("q", c.n_heads), positions, frequencies)

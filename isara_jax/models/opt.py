@@ -150,12 +150,8 @@ class Attention(nn.Module):
         segments: jax.Array | None,
     ) -> tuple[jax.Array, attention.LayerCache]:
         c = self.config
-        q, k, v = (
-            layers.Linear(c.width, c.bias, name=name)(x).reshape(
-                *x.shape[:2], c.n_heads, c.head_size
-            )
-            for name in ("q", "k", "v")
-        )
+        projected = (layers.Linear(c.width, c.bias, name=name)(x) for name in ("q", "k", "v"))
+        q, k, v = (layers.split_heads(y, c.n_heads, step=cache is not None) for y in projected)
         y, cache = attention.attend(self.how, q, k, v, positions, cache, segments)
         return layers.Linear(c.width, c.bias, name="o")(y), cache
 
