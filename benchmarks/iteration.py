@@ -13,7 +13,7 @@ Counted are tokens that are there, not padding:
 |---|---|---|
 | prefill | 2 N a token, causal attention | |
 | decode | 2 (N + head) a token, attention to what came before | weights a step, keys and values |
-| embed | as prefill | |
+| retrieve: embed, search, pack | as prefill | |
 | train | 4 N a token (the base has no gradient), 4 head an answer's token, attention | |
 
 N are the parameters of the blocks' matrices. A decoding step serves all slots.
@@ -187,9 +187,6 @@ def measure(work: workload.Workload) -> Measured:
 
     part = (question.tokens, question.lengths)
     lengths = np.asarray(question.lengths) + p.template.overhead(0)
-    embedding = timed(bind(iteration.embed_questions, p), inputs.base, part)
-    stages["embed"] = (prefill_work(n, lengths), embedding)
-
     capacity = p.prompt_capacity(
         c.answer.k, c.answer.prompt_tokens, c.answer.max_tokens, part[0].shape[1]
     )
@@ -198,8 +195,7 @@ def measure(work: workload.Workload) -> Measured:
             p, base, pool, part, c.answer.k, capacity
         ), inputs.base, state.pool, part,
     )  # fmt: skip
-    retrieval = shown._replace(seconds=max(shown.seconds - embedding.seconds, 0.0))
-    stages["retrieve and pack"] = (Work(0, 0, 0), retrieval)
+    stages["retrieve"] = (prefill_work(n, lengths), shown)
     answers = timed(bind(iteration.answer_questions, p), inputs, state, question)
     first = timed(bind(_prefill, p), inputs, state.trainable, shown.result[0])
     generation = answers._replace(seconds=answers.seconds - shown.seconds)
@@ -403,8 +399,7 @@ def _last_line(command: list[str]) -> dict[str, Any]:
 # Our stages, by those of the peer.
 _SAME = {
     "questions": ("questions: prefill", "questions: decode"),
-    "embed": ("embed",),
-    "retrieve": ("retrieve and pack",),
+    "retrieve": ("retrieve",),
     "answers": ("answers: prefill", "answers: decode"),
     "train": ("train",),
 }
@@ -443,7 +438,9 @@ def show(result: dict[str, Any]) -> None:
     for peer in result.get("peers", ()):
         print(f"\ntransformers {peer['transformers']} + PEFT {peer['peft']}, {peer['dtype']}")
         print(f"{'stage':<20}{'ours s':>12}{'peer s':>12}{'ratio':>12}")
-        for name, seconds in peer["stages"].items():
+        theirs = peer["stages"] | {"retrieve": peer["stages"]["embed"] + peer["stages"]["retrieve"]}
+        for name in _SAME:
+            seconds = theirs[name]
             here = sum(result["stages"][stage]["seconds"] for stage in _SAME[name])
             print(f"{name:<20}{here:>12.3f}{seconds:>12.3f}{seconds / here:>12.2f}")
         total = sum(peer["stages"].values())
