@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from isara_jax import accept, config, iteration, setup
+from isara_jax import accept, command, config, iteration, run, setup
+from isara_jax.evaluate import answers
 from isara_jax.executables import Executables
+from isara_jax.progress import Progress
 
 SAMPLES, SEEDS = 16, 8
 
@@ -258,3 +260,46 @@ def test_a_sweep_over_dynamic_fields_compiles_nothing(prepare):
     exe.inputs = s.inputs._replace(hyper=hyper)
     exe.step(exe.start(s.seeds))
     assert exe.compiles["isara_step"] == exe.compiles["initial_state"] == 1
+
+
+def test_a_cache_in_eight_bits_is_checked_before_it_is_used(prepare, monkeypatch, tmp_path):
+    """What 8 bits change is measured on the seeds; where it is too much, nothing is generated."""
+    moved = {}
+    for kv_cache in ("int8", "auto"):
+        s = prepare(kv_cache=kv_cache)
+        exe = Executables(s.program, s.inputs)
+        moved[kv_cache] = np.asarray(exe.cache_divergence(exe.start(s.seeds).pool))
+        assert moved[kv_cache].shape == (SEEDS,)
+    # The exact cache: what a step reads is what the chunk read. Eight bits: near, and not equal.
+    assert abs(moved["auto"]).max() < 1e-5
+    assert 1e-5 < moved["int8"].mean() < 0.02
+    monkeypatch.setattr(run, "WORST_DIVERGENCE", 0.0)
+    c = config.resolve(small(prepare().model_path, kv_cache="int8"))
+    with pytest.raises(config.UserError, match=r"kv_cache='int8' moves .* use --config.kv_cache"):
+        run.run(c, tmp_path)
+    assert not (tmp_path / "samples").exists()
+
+
+def test_the_first_answers_may_be_kept_compiled(prepare):
+    """No host callback in the program whose answers are shown first: JAX 0.10 would not keep it."""
+    s = prepare()
+    program = dataclasses.replace(s.program, progress=Progress())
+    exe = Executables(program, s.inputs)
+    held_out = answers.Questions(s.held_out, exe.start(s.seeds).pool)
+    exe.answer(exe.start(s.seeds).trainable, held_out, s.inputs.hyper.answer, 0)
+    assert "callback" not in exe._compiled["answer_0_shot"].as_text()
+
+
+def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
+    """In the user's cache folder, unless JAX was told another one."""
+    config_before = jax.config.jax_compilation_cache_dir
+    least_before = jax.config.jax_persistent_cache_min_compile_time_secs
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        for given, expected in ((None, str(tmp_path / "isara_jax/compiled")), ("mine", "mine")):
+            jax.config.update("jax_compilation_cache_dir", given)
+            command.keep_compiled_programs()
+            assert jax.config.jax_compilation_cache_dir == expected
+    finally:
+        jax.config.update("jax_compilation_cache_dir", config_before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least_before)

@@ -1,0 +1,119 @@
+"""What an iteration costs as one size grows: pool, samples, prompt, answer, slots; and refilling.
+
+    python -m benchmarks.scaling --vary=pool
+    python -m benchmarks.scaling --vary=refill
+
+Random weights of a small LLaMA whose blocks are those of a 7B in proportion. Every line is the
+fused iteration, compiled for its shapes, run once to warm up and once to be timed. The pool is
+filled with copies of the seeds, so that it is searched, rendered and compared as a full one.
+
+`--vary=refill` compares slots that are refilled as requests end with lockstep, where all slots wait
+for the longest: answers of random lengths, half of the longest on average, the same tokens.
+"""
+
+import dataclasses
+import functools
+import time
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from benchmarks import workload
+from isara_jax import decode, executables, iteration, sampling, stops
+from isara_jax.models import llama
+from isara_jax.state import State
+
+NETWORK = llama.LlamaConfig(
+    vocab_size=4096, width=256, hidden=688, n_layers=4, n_heads=4, n_kv_heads=4, head_size=64,
+    max_length=4096,
+)  # fmt: skip
+SIZE = workload.Size(samples=64, slots=32, k=4, prompt=256, new=32, batch=32, epochs=1)
+VALUES = {
+    "pool": (64, 2_000, 20_000, 100_000),
+    "samples": (32, 64, 128, 256),
+    "prompt": (128, 256, 512, 1024),
+    "new": (16, 32, 64, 128),
+    "slots": (8, 16, 32, 64),
+}
+
+
+def _filled(state: State) -> State:
+    """The state with every free row but one iteration's taken by a copy of a seed."""
+    pool = state.pool
+    count, rows = int(pool.count), jnp.arange(pool.capacity)
+    taken = jnp.where(rows < count, rows, rows % count)
+    copied = lambda x: x[taken]  # noqa: E731
+    return state._replace(
+        pool=pool._replace(
+            pairs=jax.tree.map(copied, pool.pairs),
+            embedding=copied(pool.embedding),
+            origin=jnp.where(rows < count, 0, 2).astype(jnp.int32),  # of another iteration
+            count=jnp.int32(pool.capacity - SIZE.samples),
+        )
+    )
+
+
+def seconds(function: Any, *args: Any) -> tuple[Any, float]:
+    """The result and the seconds of a second call."""
+    result = jax.block_until_ready(function(*args))
+    began = time.perf_counter()
+    jax.block_until_ready(function(*args))
+    return result, time.perf_counter() - began
+
+
+def iterate(name: str, value: int) -> dict[str, Any]:
+    """Times the iteration with one size changed."""
+    size = dataclasses.replace(SIZE, **{name: value})
+    work = workload.random(NETWORK, size)
+    state = executables.Executables(work.program, work.inputs).start(work.seeds)
+    state = _filled(state) if name == "pool" else state
+    step = jax.jit(functools.partial(iteration.isara_step, work.program))
+    return {"vary": name, "value": value, "seconds": seconds(step, work.inputs, state)[1]}
+
+
+def refill(requests: int = 256, slots: int = 32, longest: int = 128) -> list[dict[str, Any]]:
+    """Times lockstep and refilled slots on answers of random lengths."""
+    size = dataclasses.replace(SIZE, samples=requests, slots=slots, new=longest, prompt=64)
+    work = workload.random(NETWORK, size)
+    p = work.program
+    # Of the drawn tokens so many end an answer that the mean length is half the longest:
+    # (1 - (1 - x)^L) / x = L / 2 at x L = 1.59.
+    enders = round(1.59 / longest * NETWORK.vocab_size)
+    spelled = [b"\n" if i < enders else b"x" for i in range(NETWORK.vocab_size)]
+    table = stops.stop_table(types.SimpleNamespace(bytes=spelled), ("\n",))
+    state = executables.Executables(p, work.inputs).start(work.seeds)
+    prompts = jax.jit(functools.partial(iteration.question_prompts, p))(work.inputs, state)
+    params = jax.tree.map(jnp.asarray, sampling.SamplingParams(1.0, 0, 1.0))
+    rows, outputs = [], []
+    for name, at_once in (("lockstep", slots), ("refill", None)):
+        sampler = p.sampler(longest)
+        sampler = sampler._replace(refill=at_once or sampler.refill)
+        run = jax.jit(functools.partial(decode.generate, sampler))
+        out, taken = seconds(
+            run, {"params": work.inputs.base}, prompts, jax.random.key(0), params, table
+        )
+        rows.append({"vary": "refill", "value": name, "seconds": taken, "drawn": int(out.drawn)})
+        outputs.append(out)
+    for row in rows:
+        row["times_lockstep"] = rows[0]["seconds"] / row["seconds"]
+        row["mean_length"] = float(jnp.mean(outputs[0].lengths))
+        row["same_tokens"] = bool((outputs[0].tokens == outputs[1].tokens).all())
+    return rows
+
+
+def main(_: list[str]) -> None:
+    for name in flags.FLAGS.vary:
+        values = VALUES.get(name)
+        for row in (iterate(name, v) for v in values) if values else refill():
+            shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
+            print("  ".join(f"{k}={v}" for k, v in shown.items()), flush=True)
+            workload.append(flags.FLAGS.out, workload.where() | {"benchmark": "scaling"} | row)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_multi_enum("vary", ["pool"], (*VALUES, "refill"), "What grows; repeatable.")
+    flags.DEFINE_string("out", "benchmarks/results.jsonl", "Where to append the results.")
+    app.run(main)
