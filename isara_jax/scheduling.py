@@ -6,13 +6,13 @@ from isara_jax import mesh as mesh_lib
 
 
 def refill(slots: int, rows: int = 1) -> int:
-    """Prompts read at once: a quarter of the slots, so that most of them keep decoding.
+    """Prompts read at once: an eighth of the slots: they wait for so many to be free.
 
     Args:
       slots: sequences decoded at once, a multiple of `rows`.
       rows: devices that sequences are spread over; the result is a multiple of it.
     """
-    return max(rows, slots // 4 // rows * rows)
+    return max(rows, slots // 8 // rows * rows)
 
 
 def read_lengths(length: int, mesh: Mesh) -> tuple[int, ...]:
