@@ -45,6 +45,7 @@ _SHAPE = flags.DEFINE_enum(
 _DTYPE = flags.DEFINE_enum("dtype", "auto", ("auto", "float32", "bfloat16"), "Of random weights.")
 _SAMPLES = flags.DEFINE_integer("samples", 0, "Samples of random weights; 0: the shape's own.")
 _SLOTS = flags.DEFINE_integer("slots", 0, "Slots of random weights; 0: the shape's own.")
+_KV_CACHE = flags.DEFINE_enum("kv_cache", "auto", ("auto", "int8"), "As in the configuration.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs of each stage; the median counts.")
 _PEER = flags.DEFINE_bool("peer", False, "Run the same by transformers and PEFT.")
 _PEER_DTYPES = flags.DEFINE_list("peer_dtypes", [], "The peer's; empty: as ours.")
@@ -127,11 +128,12 @@ class Counts(NamedTuple):
     @classmethod
     def of(cls, model: models.Decoder) -> "Counts":
         c, size = model.config, jnp.dtype(model.dtype).itemsize
+        h = c.head_size
         return cls(
             blocks=c.n_layers * sum(i * o for i, o in c.linear_shapes.values()),
             head=c.embedding_width * c.vocab_size,
             attention=4 * c.n_layers * c.n_heads * c.head_size,
-            cache_bytes=2 * c.n_layers * c.n_kv_heads * c.head_size * size,
+            cache_bytes=2 * c.n_layers * c.n_kv_heads * (h + 4 if model.how.int8 else h * size),
             itemsize=size,
         )
 
@@ -242,8 +244,8 @@ def _prefill(
 ) -> decode.Generation:  # fmt: skip
     """A generation that ends with its first token: reading the prompts, and one step."""
     return decode.generate(
-        p.sampler(1, "prefill"),
-        lora.variables(inputs.base, trainable, p.config.train, merged=True), prompts,
+        p.sampler(1)._replace(steps_per_check=1),
+        lora.variables(inputs.base, trainable, p.config.train, merged=p.merged), prompts,
         jax.random.key(0), inputs.hyper.question, inputs.question_stops,
     )  # fmt: skip
 
@@ -264,7 +266,7 @@ def _split(
     generation: decode.Generation, whole: Timed, first: Timed,
 ) -> None:  # fmt: skip
     """Books a generation as prefill and decode."""
-    lengths, drawn = np.asarray(prompts.lengths), _drawn(generation)
+    lengths, drawn = np.asarray(prompts.lengths), _drawn(generation) - 1  # the first: prefill's
     stages[f"{name}: prefill"] = (prefill_work(n, lengths), first)
     rest = whole._replace(seconds=whole.seconds - first.seconds)
     stages[f"{name}: decode"] = (decode_work(n, lengths, drawn, slots), rest)
@@ -327,7 +329,7 @@ def ours(folder: pathlib.Path | None) -> dict[str, Any]:
     """Measures; writes into `folder`, if there is one, what a peer needs."""
     changed = {"samples": _SAMPLES.value, "slots": _SLOTS.value}
     changed = {name: value for name, value in changed.items() if value}
-    work = workload.build(_SHAPE.value, _DTYPE.value, **changed)
+    work = workload.build(_SHAPE.value, _DTYPE.value, _KV_CACHE.value, **changed)
     p = work.program
     rate, bandwidth = ceilings(p.model.dtype)
     measured = measure(work)
@@ -343,6 +345,7 @@ def ours(folder: pathlib.Path | None) -> dict[str, Any]:
     return workload.where() | {
         "shape": _SHAPE.value,
         "dtype": jnp.dtype(p.model.dtype).name,
+        "kv_cache": _KV_CACHE.value,
         "samples": p.config.samples_per_iteration,
         "slots": p.config.slots,
         "tflops_per_s": rate / 1e12,

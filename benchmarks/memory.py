@@ -171,9 +171,11 @@ def decode_loop(c: Case) -> jax.stages.Compiled:
 
     def loop(base: Any, adapter: Any, key: Any, params: Any, table: Any, slots: Any) -> Any:
         step = functools.partial(
-            decode._step, c.sampler, _sampled(base, adapter), key, params, table, 0
+            decode._step, c.sampler, _sampled(base, adapter), key, params, table
         )
-        return jax.lax.fori_loop(0, STEPS, lambda _, s: step(s), slots)
+        length = c.prompts.tokens.shape[1] + c.sampler.max_tokens
+        reads = scheduling.read_lengths(length, c.mesh)
+        return decode._advance(c.sampler, step, reads, slots)
 
     read = (c.base, c.adapter, c.key, *c.placed((params, table)))
     return _compiled(c.mesh, loop, *read, c.slots, donate=5)

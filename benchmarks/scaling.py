@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from benchmarks import workload
-from isara_jax import decode, executables, iteration, sampling, stops
+from isara_jax import decode, executables, iteration, mesh, sampling, stops
 from isara_jax.models import llama
 from isara_jax.state import State
 
@@ -70,7 +70,8 @@ def iterate(name: str, value: int) -> dict[str, Any]:
     work = workload.random(NETWORK, size)
     state = executables.Executables(work.program, work.inputs).start(work.seeds)
     state = _filled(state) if name == "pool" else state
-    step = jax.jit(functools.partial(iteration.isara_step, work.program))
+    options = mesh.compiler_options(work.program.mesh)
+    step = jax.jit(functools.partial(iteration.isara_step, work.program), compiler_options=options)
     return {"vary": name, "value": value, "seconds": seconds(step, work.inputs, state)[1]}
 
 
@@ -91,7 +92,8 @@ def refill(requests: int = 256, slots: int = 32, longest: int = 128) -> list[dic
     for name, at_once in (("lockstep", slots), ("refill", None)):
         sampler = p.sampler(longest)
         sampler = sampler._replace(refill=at_once or sampler.refill)
-        run = jax.jit(functools.partial(decode.generate, sampler))
+        options = mesh.compiler_options(p.mesh)
+        run = jax.jit(functools.partial(decode.generate, sampler), compiler_options=options)
         out, taken = seconds(
             run, {"params": work.inputs.base}, prompts, jax.random.key(0), params, table
         )

@@ -119,19 +119,7 @@ def generate(
 
     def advance(s: _Slots) -> _Slots:
         s = jax.lax.while_loop(can_refill, refill, s)
-        if len(reads) == 1:
-            return jax.lax.fori_loop(0, sampler.steps_per_check, lambda _, s: step(0, s), s)
-        # One of these loops runs, the others not at all: where a switch would choose, XLA holds
-        # the cache twice.
-        needed = jnp.max(jnp.where(s.free, 0, s.position)) + sampler.steps_per_check
-        chosen = jnp.minimum(jnp.sum(needed > jnp.asarray(reads)), len(reads) - 1)
-        for index, rows in enumerate(reads):
-
-            def steps(_: jax.Array, s: _Slots, rows: int = rows) -> _Slots:
-                return jax.lax.fori_loop(0, sampler.steps_per_check, lambda _, s: step(rows, s), s)
-
-            s = jax.lax.fori_loop(0, (chosen == index).astype(jnp.int32), steps, s)
-        return s
+        return _advance(sampler, step, reads, s)
 
     def unfinished(s: _Slots) -> jax.Array:
         return (s.waiting < n_requests) | ~jnp.all(s.free)
@@ -146,6 +134,33 @@ def generate(
         score=done.score,
         drawn=jnp.sum(done.lengths),
     )
+
+
+def _advance(
+    sampler: Sampler, step: Callable[[int, _Slots], _Slots], reads: tuple[int, ...], s: _Slots
+) -> _Slots:
+    """Decoding steps until the next look for free slots, over as much of the cache as they need.
+
+    Args:
+      sampler: the static part.
+      step: one step that reads so many rows of the cache, 0 for all.
+      reads: the numbers of rows to choose from, ascending; the last is all.
+      s: the state.
+    """
+
+    def steps(rows: int, s: _Slots) -> _Slots:
+        return jax.lax.fori_loop(0, sampler.steps_per_check, lambda _, s: step(rows, s), s)
+
+    if len(reads) == 1:
+        return steps(0, s)
+    needed = jnp.max(jnp.where(s.free, 0, s.position)) + sampler.steps_per_check
+    chosen = jnp.minimum(jnp.sum(needed > jnp.asarray(reads)), len(reads) - 1)
+    # One of these loops runs, the others not at all: where a switch chooses, XLA holds the cache
+    # twice.
+    for index, rows in enumerate(reads):
+        once = (chosen == index).astype(jnp.int32)
+        s = jax.lax.fori_loop(0, once, lambda _, s, rows=rows: steps(rows, s), s)
+    return s
 
 
 def _empty_slots(sampler: Sampler, prompts: packing.Prompts) -> _Slots:

@@ -59,6 +59,14 @@ class Program:
         return self.model.clone(remat=self.training.remat)
 
     @property
+    def merged(self) -> bool:
+        """Whether samplers hold the adapter in the weights: faster, but a second copy of them.
+
+        On CPUs in f32; accelerators have less memory, and bf16, in which a small change is lost.
+        """
+        return mesh_lib.on_cpu(self.mesh) and self.model.dtype == jnp.float32
+
+    @property
     def capacity(self) -> int:
         """Rows of the pool: the seeds and every attempt there can be."""
         return self.n_seeds + self.config.iterations * self.config.samples_per_iteration
@@ -200,7 +208,7 @@ def write_questions(
     key = stage_key(inputs.hyper, state.step, STAGES.index("questions"))
     generation = decode.generate(
         p.sampler(p.config.question.max_tokens, "questions"),
-        lora.variables(inputs.base, state.trainable, p.config.train, merged=True), prompts,
+        lora.variables(inputs.base, state.trainable, p.config.train, merged=p.merged), prompts,
         jax.random.fold_in(key, 1), inputs.hyper.question, inputs.question_stops,
     )  # fmt: skip
     return generation, jnp.sum(prompts.lengths)
@@ -250,7 +258,7 @@ def answer_questions(
     adapted = inputs.initial if c.model == "base" else state.trainable
     answer = decode.generate(
         p.sampler(c.max_tokens, "answers"),
-        lora.variables(inputs.base, adapted, p.config.train, merged=True),
+        lora.variables(inputs.base, adapted, p.config.train, merged=p.merged),
         prompts,
         stage_key(inputs.hyper, state.step, STAGES.index("answers")),
         inputs.hyper.answer,

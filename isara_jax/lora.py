@@ -56,8 +56,8 @@ def variables(
       base: the parameters.
       trainable: an adapter or, in full fine-tuning, all weights.
       train: rank and alpha.
-      merged: f32 kernels take the adapter's product in, once, so that no step computes it; in bf16
-        the sum would round most of a small change away.
+      merged: the kernels take the adapter's product in, once, so that no step computes it. For f32:
+        in bf16 the sum would round most of a small change away.
     """
     if trainable is None:
         return {"params": base}
@@ -67,7 +67,7 @@ def variables(
     scaled = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * scale if path[-1].key == "b" else leaf, trainable
     )
-    if merged and jax.tree.leaves(base)[0].dtype == jnp.float32:
+    if merged:
         return {"params": _added(base, scaled)}
     return {"params": base, "lora": scaled}
 

@@ -39,15 +39,14 @@ def on_cpu(mesh: Mesh) -> bool:
 
 
 def gpu_generation(mesh: Mesh) -> float:
-    """Compute capability of the GPUs (8.0: Ampere); 0 of other devices."""
-    device = mesh.devices.flat[0]
-    return float(device.compute_capability) if device.platform == "gpu" else 0.0
+    """Compute capability of NVIDIA's GPUs (8.0: Ampere); 0 of other devices."""
+    found = str(getattr(mesh.devices.flat[0], "compute_capability", ""))
+    return float(found) if found.replace(".", "", 1).isdigit() else 0.0
 
 
 def native_bf16(mesh: Mesh) -> bool:
     """Whether the devices multiply bf16 matrices; CPUs and GPUs before Ampere (T4) imitate it."""
-    platform = mesh.devices.flat[0].platform
-    return platform == "tpu" or (platform == "gpu" and gpu_generation(mesh) >= 8.0)
+    return mesh.devices.flat[0].platform == "tpu" or gpu_generation(mesh) >= 8.0
 
 
 def compiler_options(mesh: Mesh) -> dict[str, int]:

@@ -183,7 +183,6 @@ class Streams(NamedTuple):
       ids, segments, positions: `[P, C]`; segment 0 is padding.
       before, targets, inside: `[P, M]`: places in the stream, the ids to be predicted there, and
         whether there is one.
-      used: int32 scalar, streams that hold anything.
     """
 
     ids: jax.Array
@@ -192,25 +191,27 @@ class Streams(NamedTuple):
     before: jax.Array
     targets: jax.Array
     inside: jax.Array
-    used: jax.Array
 
 
 def streams(
     ids: jax.Array, lengths: jax.Array, begin: jax.Array, *, rows: int, span: int
-) -> Streams:
+) -> tuple[Streams, jax.Array]:
     """Packs sequences without padding between them; none is cut, and their order is kept.
 
     Args:
       ids: `[B, T]`.
       lengths: `[B]`, 0 for none.
-      begin: `[B]` where the answers begin.
+      begin: `[B]` where the answers begin, at least 1.
       rows: a stream has room for so many of the longest sequences: C = rows * T tokens and
         M = rows * span places of answers.
       span: the most tokens of an answer with its EOS.
+
+    Returns:
+      The streams, and how many of them hold anything: int32 scalar.
     """
     batch, longest = ids.shape
     capacity, places, most = rows * longest, rows * span, -(-batch // rows)
-    answers = jnp.maximum(lengths - begin, 0)
+    answers = jnp.clip(lengths - begin, 0, span)
 
     def place(last: tuple, size: tuple) -> tuple:
         stream, tokens, taken = last
@@ -221,11 +222,11 @@ def streams(
     zero = jnp.int32(0)
     last, (stream, start, first) = jax.lax.scan(place, (zero, zero, zero), (lengths, answers))
 
-    def lay(rows: jax.Array, at: jax.Array, inside: jax.Array, size: int) -> jax.Array:
-        """Writes `rows [B, L]` at `stream` and `at [B, L]` of `[P, size]` zeros."""
+    def lay(values: jax.Array, at: jax.Array, inside: jax.Array, size: int) -> jax.Array:
+        """Writes `values [B, L]` at `stream` and `at [B, L]` of `[P, size]` zeros."""
         target = jnp.where(inside, stream[:, None] * size + at, most * size)
-        flat = jnp.zeros(most * size, rows.dtype)
-        return flat.at[target].set(rows, mode="drop").reshape(most, size)
+        flat = jnp.zeros(most * size, values.dtype)
+        return flat.at[target].set(values, mode="drop").reshape(most, size)
 
     column, answer = jnp.arange(longest), jnp.arange(span)
     real, at = column < lengths[:, None], start[:, None] + column
@@ -233,12 +234,12 @@ def streams(
     answered, to = answer < answers[:, None], first[:, None] + answer
     read = begin[:, None] + answer
     targets = jnp.take_along_axis(ids, jnp.minimum(read, longest - 1), axis=1)
-    return Streams(
+    laid = Streams(
         ids=lay(ids, at, real, capacity),
         segments=lay(segment, at, real, capacity),
         positions=lay(jnp.broadcast_to(column, ids.shape), at, real, capacity),
         before=lay(start[:, None] + read - 1, to, answered, places),
         targets=lay(targets, to, answered, places),
         inside=lay(answered, to, answered, places),
-        used=last[0] + 1,
     )
+    return laid, last[0] + 1

@@ -41,7 +41,7 @@ def run(c: config.Config, workdir: pathlib.Path) -> dict[str, Any]:
       The content of `summary.json`.
 
     Raises:
-      config.UserError: something asked for cannot work; raised before anything is compiled.
+      config.UserError: something asked for cannot work; raised before anything is generated.
     """
     progress = Progress()
     with config.user_errors():
@@ -63,8 +63,8 @@ def run(c: config.Config, workdir: pathlib.Path) -> dict[str, Any]:
 def _check_same_run(record: dict[str, Any], workdir: pathlib.Path) -> None:
     """Raises `config.ConfigError` where `workdir` holds a run with another configuration."""
     path = workdir / "config.json"
-    if not path.exists():
-        return
+    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+        return  # nothing was kept that another configuration could spoil
     fields = storage.read_json(path)
     data = fields.pop("data", None)
     known = config.to_dict(config.resolve(ml_collections.ConfigDict(fields)))  # newer fields too

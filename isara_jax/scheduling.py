@@ -6,7 +6,7 @@ from isara_jax import mesh as mesh_lib
 
 
 def refill(slots: int, rows: int = 1) -> int:
-    """Prompts read at once: an eighth of the slots: they wait for so many to be free.
+    """Prompts read at once: an eighth of the slots, since so many stand free before they are read.
 
     Args:
       slots: sequences decoded at once, a multiple of `rows`.

@@ -124,12 +124,12 @@ def stream_loss(model: models.Decoder, variables: dict, stream: packing.Streams)
     Args:
       model: the network.
       variables: its parameters.
-      stream: one: tokens `[R, T]`, answers `[M]`.
+      stream: one, in rows: tokens `[R, T]`, answers `[R, M / R]`.
     """
     hidden, _ = model.apply(variables, stream.ids, stream.positions, segments=stream.segments)
     answers = hidden.reshape(-1, hidden.shape[-1])[stream.before]
-    losses = token_losses(model, variables, answers[None], stream.targets[None])
-    return jnp.sum(losses[0] * stream.inside)
+    losses = token_losses(model, variables, answers, stream.targets)
+    return jnp.sum(losses * stream.inside)
 
 
 def optimizer(train: config.Train) -> optax.GradientTransformation:
@@ -226,13 +226,11 @@ def fit(
         noise = jax.random.uniform(jax.random.fold_in(key, number), sequences.valid.shape)
         return jnp.argsort(jnp.where(sequences.valid, noise, 2.0))
 
-    def gradient(trainable: lora.Trainable, batch: packing.Streams) -> tuple:
+    def gradient(trainable: lora.Trainable, batch: packing.Streams, used: jax.Array) -> tuple:
         """Summed loss and its gradient."""
 
         def one(index: jax.Array) -> tuple:
-            stream = _laid_out(
-                jax.tree.map(lambda x: x[index], batch._replace(used=())), rows, mesh
-            )
+            stream = _laid_out(jax.tree.map(lambda x: x[index], batch), rows, mesh)
             return jax.value_and_grad(
                 lambda t: stream_loss(model, lora.variables(base, t, train), stream)
             )(trainable)
@@ -241,7 +239,7 @@ def fit(
             return one(jnp.int32(0))
         zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), trainable))
         add = lambda index, total: jax.tree.map(jnp.add, total, one(index))  # noqa: E731
-        return jax.lax.fori_loop(0, batch.used, add, zero)
+        return jax.lax.fori_loop(0, used, add, zero)
 
     def body(step: jax.Array, carry: tuple) -> tuple:
         trainable, state, order, first, last, tokens = carry
@@ -250,11 +248,11 @@ def fit(
         at = place * b + jnp.arange(b)
         picked = order[at % order.shape[0]]
         lengths = jnp.where(at < count, sequences.lengths[picked], 0)
-        batch = packing.streams(
+        batch, used = packing.streams(
             sequences.ids[picked], lengths, sequences.begin[picked], rows=rows, span=span
         )
         answered = jnp.maximum(jnp.sum(batch.inside), 1)
-        value, grads = jax.tree.map(lambda x: x / answered, gradient(trainable, batch))
+        value, grads = jax.tree.map(lambda x: x / answered, gradient(trainable, batch, used))
         updates, state = tx.update(grads, state, trainable)
         rate = learning_rate(params, step, steps)
         trainable = jax.tree.map(lambda t, u: t - rate * u, trainable, updates)
@@ -270,12 +268,9 @@ def fit(
 
 
 def _laid_out(stream: packing.Streams, rows: int, mesh: Mesh) -> packing.Streams:
-    """One stream, its tokens as rows over the batch's devices."""
+    """One stream, its tokens and its answers in rows over the batch's devices."""
 
     def spread(x: jax.Array) -> jax.Array:
         return mesh_lib.constrain(x.reshape(rows, -1), mesh, mesh_lib.BATCH, None)
 
-    return stream._replace(
-        ids=spread(stream.ids), positions=spread(stream.positions),
-        segments=spread(stream.segments),
-    )  # fmt: skip
+    return jax.tree.map(spread, stream)

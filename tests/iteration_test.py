@@ -266,7 +266,8 @@ def test_a_cache_in_eight_bits_is_checked_before_it_is_used(prepare, monkeypatch
     """What 8 bits change is measured on the seeds; where it is too much, nothing is generated."""
     moved = {}
     for kv_cache in ("int8", "auto"):
-        s = prepare(kv_cache=kv_cache)
+        # A trained model: a random one expects every token alike, whatever it reads.
+        s = prepare(kv_cache=kv_cache, model__path="tiny_llama")
         exe = Executables(s.program, s.inputs)
         moved[kv_cache] = np.asarray(exe.cache_divergence(exe.start(s.seeds).pool))
         assert moved[kv_cache].shape == (SEEDS,)
@@ -278,6 +279,8 @@ def test_a_cache_in_eight_bits_is_checked_before_it_is_used(prepare, monkeypatch
     with pytest.raises(config.UserError, match=r"kv_cache='int8' moves .* use --config.kv_cache"):
         run.run(c, tmp_path)
     assert not (tmp_path / "samples").exists()
+    # What the message advises then works in the same folder.
+    run._check_same_run(config.to_dict(prepare().config) | {"data": ""}, tmp_path)
 
 
 def test_the_first_answers_may_be_kept_compiled(prepare):

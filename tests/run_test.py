@@ -147,10 +147,13 @@ from isara_jax.executables import Executables
 state = Executables(s.program, s.inputs).start(s.seeds)
 fit = jax.jit(functools.partial(iteration.fine_tune, s.program))
 text = fit.lower(s.inputs, state.trainable, state.pool, state.step).compile().as_text()
-rows, length = c.train.batch_size // (data * fsdp), s.program.train_tokens
+whole, length = s.program.training.rows, s.program.train_tokens
+rows, span, vocabulary = whole // (data * fsdp), s.program.answer_span, 1536 // model
 assert "all-reduce" in text
 assert re.search(rf"f32\\[{rows},{length},", text), "no activation of a part of the batch"
-assert not re.search(rf"f32\\[{c.train.batch_size},{length},", text), "one of the whole batch"
+assert not re.search(rf"f32\\[{whole},{length},", text), "one of the whole batch"
+assert re.search(rf"f32\\[{rows},{span},{vocabulary}\\]", text), "no logits of a part of the batch"
+assert not re.search(rf"f32\\[{whole},{span},{vocabulary}\\]", text), "those of the whole batch"
 """
 
 

@@ -49,7 +49,7 @@ def answer(
     max_tokens = p.config.answer.max_tokens
     return decode.generate(
         p.sampler(max_tokens),
-        lora.variables(inputs.base, trainable, p.config.train, merged=True),
+        lora.variables(inputs.base, trainable, p.config.train, merged=p.merged),
         _prompts(p, inputs, held_out, k),
         iteration.stage_key(inputs.hyper, jnp.int32(_KEY), 0),
         params,

@@ -294,7 +294,7 @@ def insert(how: Settings, cache: Any, chunk: Any, columns: jax.Array) -> Any:
       chunk: a like tree of P rows and R columns.
       columns: which, all different; those from B on are dropped.
     """
-    rows = _leaf(jax.tree.leaves(chunk)[0]).shape[how.order.index("S")]
+    rows = jax.tree.leaves(chunk)[0].shape[how.order.index("S")]
     at = _index(how, S=slice(rows), B=columns)
     put = lambda old, new: old.at[at].set(new, mode="drop", unique_indices=True)  # noqa: E731
     return jax.tree.map(put, cache, chunk)
