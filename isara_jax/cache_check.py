@@ -13,9 +13,9 @@ WORST_DIVERGENCE = 0.02  # nats a token, mean; full-precision sampling at temper
 def divergence(p: Program, inputs: Inputs, pool: Pool) -> jax.Array:
     """How far the 8-bit cache moves the next token's distribution, in nats, for each seed: `[N]`.
 
-    KL(full || 8 bits) behind the answers to the seeds' own questions, in prompts as they will be
-    sampled from. What is read is quantised; what is written later from slightly other hidden states
-    is not part of it.
+    KL(full || 8 bits) of an answer's first token, behind prompts as they will be sampled from, for
+    the seeds' own questions. What is read is quantised; what is written later from slightly other
+    hidden states is not part of it.
 
     Args:
       p: a program whose model keeps its cache in 8 bits.
@@ -26,12 +26,10 @@ def divergence(p: Program, inputs: Inputs, pool: Pool) -> jax.Array:
     question, c = (seeds.question, seeds.question_length), p.config.answer
     capacity = p.prompt_capacity(c.k, c.prompt_tokens, c.max_tokens, question[0].shape[1])
     prompts = iteration.answer_prompts(p, inputs.base, pool, question, c.k, capacity)[0]
-    answer = (seeds.answer, seeds.answer_length)
-    ids, lengths = packing.concatenate([prompts, answer], capacity + answer[0].shape[1])
     variables = {"params": inputs.base}
 
-    def one(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
-        ids, last = rows[0], rows[1][:, None] - 1
+    def one(prompts: packing.Prompts) -> jax.Array:
+        ids, last = prompts.tokens, prompts.lengths[:, None] - 1
         hidden, cache = p.model.apply(variables, ids)
         full = jnp.take_along_axis(hidden, last[..., None], axis=1)
         token = jnp.take_along_axis(ids, last, axis=1)
@@ -42,4 +40,4 @@ def divergence(p: Program, inputs: Inputs, pool: Pool) -> jax.Array:
         )
         return jnp.sum(jnp.exp(full) * (full - short), axis=-1)
 
-    return mesh.map_rows(one, (ids, lengths), p.config.slots, p.mesh)
+    return mesh.map_rows(one, prompts, p.config.slots, p.mesh)

@@ -65,10 +65,11 @@ def test_a_step_on_an_accelerator_copies_neither_cache_nor_weights(plugin, topol
 def _measured(*flags):
     """The command's last line, from a process of its own: its compiler stays out of the tests'."""
     root = pathlib.Path(__file__).parents[1]
+    paths = [str(APART), os.environ.get("PYTHONPATH", "")]
     command = [sys.executable, "-m", "benchmarks.memory", "--shape=llama-7b", "--program=decode"]
     done = subprocess.run(
         [*command, *flags], cwd=root,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(APART)},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert not done.returncode, done.stderr

@@ -273,7 +273,7 @@ def test_a_cache_in_eight_bits_is_checked_before_it_is_used(prepare, monkeypatch
         assert moved[kv_cache].shape == (SEEDS,)
     # The exact cache: what a step reads is what the chunk read. Eight bits: near, and not equal.
     assert abs(moved["auto"]).max() < 1e-5
-    assert 1e-5 < moved["int8"].mean() < 0.02
+    assert 5 * abs(moved["auto"]).mean() < moved["int8"].mean() < 0.02
     monkeypatch.setattr(run, "WORST_DIVERGENCE", 0.0)
     c = config.resolve(small(prepare().model_path, kv_cache="int8"))
     with pytest.raises(config.UserError, match=r"kv_cache='int8' moves .* use --config.kv_cache"):
