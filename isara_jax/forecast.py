@@ -14,7 +14,7 @@ from isara_jax.setup import Setup
 
 # Seen on the bundled model and 2 cores: seconds of compilation, and the speed of the rest as a
 # share of a matrix product's.
-_COMPILE_SECONDS, _EFFICIENCY = 40, 0.35
+_COMPILE_SECONDS, _EFFICIENCY = 28, 0.7
 
 
 def describe(s: Setup, workdir: pathlib.Path, done: int | None) -> str:
