@@ -47,12 +47,10 @@ def run(c: config.Config, workdir: pathlib.Path) -> dict[str, Any]:
     with config.user_errors():
         setup = prepare(c, workdir / "data", progress)
     c = setup.config
-    record = config.to_dict(c) | {"data": setup.fingerprint}
-    _check_same_run(record, workdir)
+    _check_same_run(_record(setup), workdir)
     progress.expect("questions", c.samples_per_iteration)
     progress.expect("answers", c.samples_per_iteration)
     workdir.mkdir(parents=True, exist_ok=True)
-    storage.write_json(workdir / "config.json", record)
     with (
         jax.transfer_guard("disallow"),
         checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints,
@@ -60,11 +58,16 @@ def run(c: config.Config, workdir: pathlib.Path) -> dict[str, Any]:
         return _Run(setup, workdir, progress, checkpoints).to_the_end()
 
 
+def _record(setup: Setup) -> dict[str, Any]:
+    """What makes a run this one: configuration and data, as kept in `config.json`."""
+    return config.to_dict(setup.config) | {"data": setup.fingerprint}
+
+
 def _check_same_run(record: dict[str, Any], workdir: pathlib.Path) -> None:
     """Raises `config.ConfigError` where `workdir` holds a run with another configuration."""
     path = workdir / "config.json"
-    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
-        return  # nothing was kept that another configuration could spoil
+    if not path.exists():
+        return
     fields = storage.read_json(path)
     data = fields.pop("data", None)
     known = config.to_dict(config.resolve(ml_collections.ConfigDict(fields)))  # newer fields too
@@ -104,6 +107,7 @@ class _Run:
         self.progress.say(forecast.describe(self.setup, self.workdir, done))
         self.progress.say("\nCompiling")
         state = self._initial_state(done)
+        storage.write_json(self.workdir / "config.json", _record(self.setup))
         with metrics.MetricWriter(self.workdir, -1 if done is None else done) as writer:
             state = self._iterate(state, writer)
         self._export(state.trainable)
