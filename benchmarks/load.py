@@ -23,24 +23,13 @@ import numpy as np
 import safetensors
 from absl import app, flags
 
+from benchmarks import workload
 from isara_jax import config, mesh, models, storage, weights
-from isara_jax.models import llama, opt
 
 _SHAPE = flags.DEFINE_enum("shape", "llama-7b", ("llama-7b", "opt-6.7b"), "Whose shapes.")
 _LAYERS = flags.DEFINE_integer("layers", 0, "Blocks; 0: all.")
 _FOLDER = flags.DEFINE_string("folder", None, "Where to write.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ("bfloat16", "float32"), "Of the placed arrays.")
-
-SHAPES = {
-    "llama-7b": llama.LlamaConfig(
-        vocab_size=32000, width=4096, hidden=11008, n_layers=32, n_heads=32, n_kv_heads=32,
-        head_size=128, max_length=4096, norm_eps=1e-5,
-    ),
-    "opt-6.7b": opt.OptConfig(
-        vocab_size=50272, width=4096, hidden=16384, n_layers=32, n_heads=32, n_kv_heads=32,
-        head_size=128, max_length=2048,
-    ),
-}  # fmt: skip
 
 
 class _Random:
@@ -102,7 +91,7 @@ def _copy_seconds(folder: pathlib.Path) -> float:
 
 def main(_: list[str]) -> None:
     folder = pathlib.Path(_FOLDER.value)
-    network = SHAPES[_SHAPE.value]
+    network = workload.NETWORKS[_SHAPE.value]
     network = dataclasses.replace(network, n_layers=_LAYERS.value or network.n_layers)
     if not (folder / "config.json").exists():
         write(folder, network)

@@ -1,6 +1,6 @@
 """What is measured: one ISARA iteration, on a bundled model or on random weights of a known shape.
 
-The texts of random models are random ids; their lengths are those of 64 real safety seeds.
+The texts of random models are random ids; their lengths are distributed as those of real safety seeds.
 """
 
 import dataclasses
@@ -50,17 +50,13 @@ NETWORKS = {
 }  # fmt: skip
 BUNDLED = ("tiny_llama", "tiny_opt")
 
-# Question and answer lengths, in tokens of LLaMA-2, of the first 64 safe answers to the safety
-# prompts of a public preference dataset.
-SEED_LENGTHS = (
-    (8, 58), (19, 85), (12, 38), (8, 57), (14, 99), (15, 56), (11, 92), (12, 61), (12, 66),
-    (12, 78), (17, 57), (14, 77), (16, 73), (19, 112), (11, 33), (18, 70), (12, 114), (11, 60),
-    (10, 54), (14, 85), (14, 91), (14, 58), (8, 57), (14, 46), (12, 122), (10, 29), (12, 47),
-    (9, 80), (11, 97), (16, 78), (20, 55), (14, 62), (19, 41), (12, 109), (16, 43), (13, 100),
-    (15, 53), (18, 92), (8, 28), (9, 53), (12, 67), (15, 78), (14, 33), (8, 37), (10, 76), (13, 69),
-    (16, 103), (14, 92), (10, 87), (10, 76), (13, 58), (11, 47), (13, 74), (12, 60), (16, 30),
-    (14, 79), (16, 86), (10, 51), (10, 63), (9, 73), (13, 69), (11, 27), (15, 78), (19, 105),
-)  # fmt: skip
+SEEDS = 64
+
+
+def seed_lengths() -> np.ndarray:
+    """Tokens of questions and answers `[SEEDS, 2]`: mean, spread and bounds of real seeds."""
+    drawn = np.random.default_rng(0).normal((13.0, 68.5), (3.0, 23.0), (SEEDS, 2))
+    return np.clip(np.rint(drawn), (8, 27), (20, 122)).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +118,7 @@ def random(
     header, seeds = (3, 4, 5), _random_pairs(network.vocab_size, size.new)
     program = iteration.Program(
         config=c, model=model, template=packing.Template(1, 2, header, header, (6, 7)),
-        mesh=devices, n_seeds=len(SEED_LENGTHS), typical_pair=0,
+        mesh=devices, n_seeds=SEEDS, typical_pair=0,
         steps_per_check=scheduling.steps_per_check(devices),
     )  # fmt: skip
     base = random_params(model, devices)
@@ -156,7 +152,7 @@ def _random_pairs(vocab_size: int, longest: int) -> packing.Pairs:
     """Seeds of random ids; longer ones are cut to what a generated text may have."""
     rng, fields = np.random.default_rng(0), []
     for part in range(2):
-        lengths = np.minimum(np.asarray(SEED_LENGTHS, np.int32)[:, part], longest)
+        lengths = np.minimum(seed_lengths()[:, part], longest)
         ids = rng.integers(8, vocab_size, (len(lengths), longest), np.int32)
         fields += [np.where(np.arange(longest) < lengths[:, None], ids, 0), lengths]
     return packing.Pairs(*fields)
