@@ -1,6 +1,6 @@
 """What is measured: one ISARA iteration, on a bundled model or on random weights of a known shape.
 
-The texts of random models are random ids; their lengths are distributed as those of real safety seeds.
+The texts of random models are random ids, with lengths distributed as those of real safety seeds.
 """
 
 import dataclasses
