@@ -7,16 +7,7 @@ transformers and PEFT (`benchmarks.peer_hf`), alone on the machine, and checks t
 
 Two numbers a stage: floating-point operations over the fastest matrix product, and bytes that must
 be moved over the fastest copy, both measured here in the same run. The larger is the roofline.
-Counted are tokens that are there, not padding:
-
-| stage | operations | bytes |
-|---|---|---|
-| prefill | 2 N a token, causal attention | |
-| decode | 2 (N + head) a token, attention to what came before | weights a step, keys and values |
-| retrieve: embed, search, pack | as prefill | |
-| train | 4 N a token (the base has no gradient), 4 head an answer's token, attention | |
-
-N are the parameters of the blocks' matrices. A decoding step serves all slots.
+What is counted is in `isara_jax.roofline`; retrieval counts as the prefill of its questions.
 """
 
 import functools
@@ -36,7 +27,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import workload
-from isara_jax import config, decode, executables, iteration, lora, mesh, models, packing
+from isara_jax import decode, executables, iteration, lora, mesh, packing, roofline
 from isara_jax.state import State
 
 _SHAPE = flags.DEFINE_enum(
@@ -54,14 +45,6 @@ _RECORD = flags.DEFINE_string("record", "", "Where to leave the work for a peer.
 _OUT = flags.DEFINE_string("out", "benchmarks/results.jsonl", "Where to append the result.")
 
 
-class Work(NamedTuple):
-    """The least a stage must do."""
-
-    tokens: float
-    flops: float
-    bytes: float
-
-
 class Timed(NamedTuple):
     """A compiled function's outcome: its result, median seconds, compile seconds, temp bytes."""
 
@@ -74,7 +57,7 @@ class Timed(NamedTuple):
 def timed(function: Callable, *args: Any) -> Timed:
     """Compiles, runs once to warm up, then `--repeats` times."""
     began = time.perf_counter()
-    options = mesh.compiler_options(mesh.make(config.Mesh()))
+    options = mesh.compiler_options(mesh.make())
     compiled = jax.jit(function, compiler_options=options).lower(*args).compile()
     compile_seconds = time.perf_counter() - began
     result, seconds = jax.block_until_ready(compiled(*args)), []
@@ -113,63 +96,13 @@ def _fastest(function: Callable, *args: Any, repeats: int = 10) -> float:
     return min(seconds)
 
 
-# --- the work ------------------------------------------------------------------------------------
-
-
-class Counts(NamedTuple):
-    """Parameters of the blocks' matrices and of the head; bytes of an entry of the cache."""
-
-    blocks: int
-    head: int
-    attention: int  # operations a token and a token it sees, all layers
-    cache_bytes: int  # a token, all layers
-    itemsize: int
-
-    @classmethod
-    def of(cls, model: models.Decoder) -> "Counts":
-        c, size = model.config, jnp.dtype(model.dtype).itemsize
-        h = c.head_size
-        return cls(
-            blocks=c.n_layers * sum(i * o for i, o in c.linear_shapes.values()),
-            head=c.embedding_width * c.vocab_size,
-            attention=4 * c.n_layers * c.n_heads * c.head_size,
-            cache_bytes=2 * c.n_layers * c.n_kv_heads * (h + 4 if model.how.int8 else h * size),
-            itemsize=size,
-        )
-
-
-def prefill_work(n: Counts, lengths: np.ndarray) -> Work:
-    """Of reading sequences of `lengths [N]`."""
-    tokens, seen = lengths.sum(), (lengths * (lengths + 1) / 2).sum()
-    return Work(tokens, 2 * n.blocks * tokens + n.attention * seen, n.blocks * n.itemsize)
-
-
-def decode_work(n: Counts, prompts: np.ndarray, drawn: np.ndarray, slots: int) -> Work:
-    """Of drawing `drawn [N]` tokens after `prompts [N]`, with all slots always busy."""
-    tokens, steps = drawn.sum(), drawn.sum() / min(slots, len(drawn))
-    seen = (drawn * prompts + drawn * (drawn + 1) / 2).sum()
-    weights = (n.blocks + n.head) * n.itemsize
-    return Work(
-        tokens,
-        2 * (n.blocks + n.head) * tokens + n.attention * seen,
-        weights * steps + n.cache_bytes * seen,
-    )
-
-
-def train_work(n: Counts, lengths: np.ndarray, begin: np.ndarray, passes: float) -> Work:
-    """Of `passes` over sequences of `lengths [N]` whose answers begin at `begin [N]`."""
-    tokens, seen = lengths.sum(), (lengths * (lengths + 1) / 2).sum()
-    flops = 4 * (n.blocks * tokens + n.head * (lengths - begin).sum()) + 3 * n.attention * seen
-    return Work(tokens * passes, flops * passes, 0.0)
-
-
 # --- the measurement -----------------------------------------------------------------------------
 
 
 class Measured(NamedTuple):
     """An iteration's stages: the work and the time of each; and what a peer needs to repeat it."""
 
-    stages: dict[str, tuple[Work, Timed]]
+    stages: dict[str, tuple[roofline.Work, Timed]]
     recorded: dict[str, Any]
 
 
@@ -177,9 +110,9 @@ def measure(work: workload.Workload) -> Measured:
     """Runs the first iteration, stage by stage."""
     p, inputs = work.program, work.inputs
     state = executables.Executables(p, inputs).start(work.seeds)
-    n, slots, c = Counts.of(p.model), p.config.slots, p.config
+    n, slots, c = roofline.Counts.of(p.model), p.config.slots, p.config
     bind = functools.partial
-    stages: dict[str, tuple[Work, Timed]] = {}
+    stages: dict[str, tuple[roofline.Work, Timed]] = {}
 
     prompts = jax.jit(bind(iteration.question_prompts, p))(inputs, state)
     questions = timed(bind(iteration.write_questions, p), inputs, state)
@@ -197,7 +130,7 @@ def measure(work: workload.Workload) -> Measured:
             p, base, pool, part, c.answer.k, capacity
         ), inputs.base, state.pool, part,
     )  # fmt: skip
-    stages["retrieve"] = (prefill_work(n, lengths), shown)
+    stages["retrieve"] = (roofline.prefill_work(n, lengths), shown)
     answers = timed(bind(iteration.answer_questions, p), inputs, state, question)
     first = timed(bind(_prefill, p), inputs, state.trainable, shown.result[0])
     generation = answers._replace(seconds=answers.seconds - shown.seconds)
@@ -206,7 +139,7 @@ def measure(work: workload.Workload) -> Measured:
     accepted = timed(
         bind(iteration.accept_samples, p), inputs, state.pool, state.step, question, answers.result
     )
-    stages["accept"] = (Work(0, 0, 0), accepted)
+    stages["accept"] = (roofline.Work(0, 0, 0), accepted)
     pool = accepted.result[0]
     fitted = timed(bind(iteration.fine_tune, p), inputs, state.trainable, pool, state.step)
     ids, lengths, begin = (
@@ -214,7 +147,12 @@ def measure(work: workload.Workload) -> Measured:
     )
     rows = _trained(p, pool)
     passes = float(fitted.result.tokens) / lengths[rows].sum()
-    stages["train"] = (train_work(n, lengths[rows], begin[rows], passes), fitted)
+    stages["train"] = (
+        roofline.train_work(
+            n, lengths[rows], begin[rows], passes, full=c.train.trainable == "full"
+        ),
+        fitted,
+    )
     recorded = _recorded(p, inputs, state, prompts, question, shown.result[0], answers.result)
     recorded |= {
         "train_ids": ids[rows],
@@ -262,14 +200,14 @@ def _drawn(generation: decode.Generation) -> np.ndarray:
 
 
 def _split(
-    stages: dict, name: str, n: Counts, slots: int, prompts: packing.Prompts,
+    stages: dict, name: str, n: roofline.Counts, slots: int, prompts: packing.Prompts,
     generation: decode.Generation, whole: Timed, first: Timed,
 ) -> None:  # fmt: skip
     """Books a generation as prefill and decode."""
     lengths, drawn = np.asarray(prompts.lengths), _drawn(generation) - 1  # the first: prefill's
-    stages[f"{name}: prefill"] = (prefill_work(n, lengths), first)
+    stages[f"{name}: prefill"] = (roofline.prefill_work(n, lengths), first)
     rest = whole._replace(seconds=whole.seconds - first.seconds)
-    stages[f"{name}: decode"] = (decode_work(n, lengths, drawn, slots), rest)
+    stages[f"{name}: decode"] = (roofline.decode_work(n, lengths, drawn, slots), rest)
 
 
 def _trained(p: iteration.Program, pool: Any) -> np.ndarray:
@@ -362,7 +300,7 @@ def ours(folder: pathlib.Path | None) -> dict[str, Any]:
     }
 
 
-def _row(work: Work, run: Timed, rate: float, bandwidth: float) -> dict[str, float]:
+def _row(work: roofline.Work, run: Timed, rate: float, bandwidth: float) -> dict[str, float]:
     compute, memory = work.flops / rate, work.bytes / bandwidth
     return {
         "seconds": run.seconds,

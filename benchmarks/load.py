@@ -1,6 +1,6 @@
 """Loading a checkpoint: GB/s, and the host's peak memory beyond the arrays placed.
 
-    python -m benchmarks.load --shape=llama-7b --layers=3 --folder=DIR
+    python -m benchmarks.load --shape=llama_7b --layers=3 --folder=DIR
 
 writes random bf16 weights of that shape once (`--layers=0`: all of them), loads them as a run
 does, and prints one JSON line. Peak: anonymous memory, sampled every few milliseconds; on a CPU the
@@ -24,9 +24,9 @@ import safetensors
 from absl import app, flags
 
 from benchmarks import workload
-from isara_jax import config, mesh, models, storage, weights
+from isara_jax import mesh, models, storage, weights
 
-_SHAPE = flags.DEFINE_enum("shape", "llama-7b", ("llama-7b", "opt-6.7b"), "Whose shapes.")
+_SHAPE = flags.DEFINE_enum("shape", "llama_7b", ("llama_7b", "opt_6.7b"), "Whose shapes.")
 _LAYERS = flags.DEFINE_integer("layers", 0, "Blocks; 0: all.")
 _FOLDER = flags.DEFINE_string("folder", None, "Where to write.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ("bfloat16", "float32"), "Of the placed arrays.")
@@ -96,7 +96,7 @@ def main(_: list[str]) -> None:
     if not (folder / "config.json").exists():
         write(folder, network)
     model = models.build(weights.load_config(folder), jnp.dtype(_DTYPE.value))
-    devices = mesh.make(config.Mesh())
+    devices = mesh.make()
     jax.device_put(np.zeros(8)).block_until_ready()
     copied = _copy_seconds(folder)  # also brings the files into the page cache
     params, seconds, peak = _watched(lambda: weights.load(folder, model, devices))

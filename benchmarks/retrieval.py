@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import workload
-from isara_jax import config, mesh, retrieval
+from isara_jax import mesh, retrieval
 
 _POOLS = flags.DEFINE_list("pools", ["64", "2000", "20000", "100000"], "Rows of the pool.")
 _QUERIES = flags.DEFINE_integer("queries", 512, "Questions of an iteration.")
@@ -53,7 +53,7 @@ def _seconds(function: Callable, *args: jax.Array) -> tuple[np.ndarray, float]:
 
 
 def main(_: list[str]) -> None:
-    devices = mesh.make(config.Mesh())
+    devices = mesh.make()
     queries = vectors(_QUERIES.value, _DIMENSIONS.value, seed=2)
     print(f"{'pool':>8}{'backend':>10}{'seconds':>10}{'queries/s':>12}{'recall':>8}")
     for size in map(int, _POOLS.value):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app
 
-from isara_jax import config, mesh, models, pretrained, tokens
+from isara_jax import mesh, models, pretrained, tokens
 from isara_jax.embed import centre
 from isara_jax.testbed import world
 
@@ -46,7 +46,7 @@ def _share(pool: jax.Array, queries: jax.Array, pool_topics: list, query_topics:
 def main(_: list[str]) -> None:
     base = pretrained.read("tiny_llama")
     vocabulary = base.vocabulary
-    model, params = base.load("float32", mesh.make(config.Mesh()))
+    model, params = base.load("float32", mesh.make())
     rng = random.Random(0)
     for name, domains in (("safety", ("safety",)), ("mixed", world.DOMAINS)):
         drawn = [world.sample(rng, rng.choice(domains), held_out=i >= POOL)

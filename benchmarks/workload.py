@@ -24,30 +24,17 @@ from isara_jax import (
     mesh,
     models,
     packing,
+    placement,
     pretrained,
     scheduling,
     setup,
     stops,
     storage,
-    train,
     weights,
 )
-from isara_jax.models import llama, opt
+from isara_jax.models import shapes
 
-NETWORKS = {
-    "llama-58m": llama.LlamaConfig(
-        vocab_size=32000, width=512, hidden=1376, n_layers=8, n_heads=8, n_kv_heads=8,
-        head_size=64, max_length=2048,
-    ),
-    "llama-7b": llama.LlamaConfig(
-        vocab_size=32000, width=4096, hidden=11008, n_layers=32, n_heads=32, n_kv_heads=32,
-        head_size=128, max_length=4096, norm_eps=1e-5,
-    ),
-    "opt-6.7b": opt.OptConfig(
-        vocab_size=50272, width=4096, hidden=16384, n_layers=32, n_heads=32, n_kv_heads=32,
-        head_size=128, max_length=2048,
-    ),
-}  # fmt: skip
+NETWORKS = {name: shapes.NETWORKS[name] for name in ("llama_58m", "llama_7b", "opt_6.7b")}
 BUNDLED = ("tiny_llama", "tiny_opt")
 
 SEEDS = 64
@@ -85,9 +72,9 @@ class Size:
 
 
 SIZES = {
-    "llama-58m": Size(samples=64, slots=16, k=4, prompt=256, new=64, batch=16, epochs=3),
-    "llama-7b": Size(samples=1024, slots=128, k=12, prompt=1024, new=128, batch=32, epochs=3),
-    "opt-6.7b": Size(samples=1024, slots=128, k=12, prompt=1024, new=128, batch=32, epochs=3),
+    "llama_58m": Size(samples=64, slots=16, k=4, prompt=256, new=64, batch=16, epochs=3),
+    "llama_7b": Size(samples=1024, slots=128, k=12, prompt=1024, new=128, batch=32, epochs=3),
+    "opt_6.7b": Size(samples=1024, slots=128, k=12, prompt=1024, new=128, batch=32, epochs=3),
 }
 
 
@@ -113,7 +100,7 @@ def random(
 ) -> Workload:
     """An iteration of random weights; nothing ends before its last token, everything is kept."""
     c = _config(size, dtype)
-    devices = mesh.make(c.mesh)
+    devices = mesh.make()
     model = pretrained.Pretrained(pathlib.Path(), network, None).build(dtype, devices, kv_cache)
     header, seeds = (3, 4, 5), _random_pairs(network.vocab_size, size.new)
     program = iteration.Program(
@@ -122,12 +109,11 @@ def random(
         steps_per_check=scheduling.steps_per_check(devices),
     )  # fmt: skip
     base = random_params(model, devices)
-    training = train.plan(model, c.train, program.train_tokens, devices)
     nothing = stops.stop_table(types.SimpleNamespace(bytes=[b"x"] * network.vocab_size), ())
     inputs = iteration.Inputs(base, None, nothing, nothing, iteration.Hyper.of(c))
     whole = mesh.replicated(devices)
     placed = jax.device_put(inputs, setup.inputs_sharding(inputs, base, whole))
-    program = dataclasses.replace(program, training=training)
+    program = setup.plan_training(program, placement.placed_bytes(base))
     return Workload(program, placed, jax.device_put(seeds, whole))
 
 

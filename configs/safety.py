@@ -7,11 +7,17 @@ own model and seeds:
 
     python -m isara_jax.main --config=configs/safety.py --workdir=runs/mine \
         --config.model.path=DIR --config.task.seeds=FILE.jsonl
+
+`--config=configs/safety.py:llama_7b` and other names of `isara_jax.models.shapes` set what suits a
+large model; what it would take is told by
+
+    python -m isara_jax.plan --config=configs/safety.py:llama_7b --topology=v5e:4x4
 """
 
 import ml_collections
 
 from isara_jax import config
+from isara_jax.models import shapes
 
 
 def get_config(model: str = "tiny_llama") -> ml_collections.ConfigDict:
@@ -25,4 +31,14 @@ def get_config(model: str = "tiny_llama") -> ml_collections.ConfigDict:
     # The rate best for SFT on the seeds, of 3e-4, 1e-3 and 3e-3; ISARA takes the same.
     c.train.learning_rate, c.train.epochs = 1e-3, 6
     c.evaluation.sft_steps = (0.25, 0.5, 1.0)
+    if model in shapes.NETWORKS:
+        _large(c)
     return c
+
+
+def _large(c: ml_collections.ConfigDict) -> None:
+    """A model of billions of parameters: longer texts, more of them, a gentler rate."""
+    c.samples_per_iteration, c.slots, c.task.n_seeds = 1024, 128, 64
+    c.train.learning_rate, c.train.epochs = 2e-4, 3
+    for stage in (c.question, c.answer):
+        stage.k, stage.prompt_tokens, stage.max_tokens = 8, 1024, 128

@@ -73,7 +73,7 @@ def load(base: pretrained.Pretrained, adapter: str, dtype: str) -> Writer:
     Raises:
       ValueError: weights or adapter are damaged or of another model.
     """
-    mesh = mesh_lib.make(config.Mesh())
+    mesh = mesh_lib.make()
     trainable, train = None, config.Train()
     if adapter:  # read first: it is small
         found, settings = adapters.load(pathlib.Path(adapter).expanduser(), base.network)

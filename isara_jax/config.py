@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import re
 import typing
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -114,15 +115,6 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mesh:
-    """Devices along each axis; the product must be the number of devices used."""
-
-    data: int = 1
-    fsdp: int = 1
-    model: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """Held-out questions, answered before, between and after the iterations."""
 
@@ -148,6 +140,7 @@ class Config:
     slots: int = 64  # sequences decoded at once
     kv_cache: Literal["auto", "int8"] = "auto"  # auto: as the activations; int8: half of bf16's
     compilation_cache: bool = True
+    mesh: str = "auto"  # devices along data x fsdp x model, such as 4x1x2; auto: all there are
     model: Model = Model()
     task: Task = Task()
     question: Question = Question()
@@ -155,8 +148,18 @@ class Config:
     retrieval: Retrieval = Retrieval()
     filters: Filters = Filters()
     train: Train = Train()
-    mesh: Mesh = Mesh()
     evaluation: Evaluation = Evaluation()
+
+    @property
+    def mesh_shape(self) -> tuple[int, int, int] | None:
+        """Devices along data, fsdp and model; None where they are still to be chosen."""
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2}", self.mesh):
+            return None
+        data, fsdp, model = map(int, self.mesh.split("x"))
+        return data, fsdp, model
+
+
+SPREAD = ("slots", "train.batch_size")  # fields whose rows are spread over data x fsdp
 
 
 class UserError(ValueError):
@@ -240,8 +243,7 @@ def _validate(c: Config) -> None:
 
     positive = (
         "iterations samples_per_iteration slots question.k answer.k "
-        "train.epochs train.batch_size train.lora.rank mesh.data mesh.fsdp "
-        "mesh.model evaluation.k evaluation.judge_tokens"
+        "train.epochs train.batch_size train.lora.rank evaluation.k evaluation.judge_tokens"
     )
     not_negative = (
         "seed task.n_seeds task.held_out question.prompt_tokens answer.prompt_tokens "
@@ -251,10 +253,10 @@ def _validate(c: Config) -> None:
     )
     for names, low, rule in ((positive, 1, "at least 1"), (not_negative, 0, "not below 0")):
         for name in names.split():
-            value = _field(c, name)
+            value = field(c, name)
             require(value >= low, name, value, f"must be {rule}")
     for stage in ("question", "answer"):
-        s = _field(c, stage).sampling
+        s = field(c, stage).sampling
         require(s.temperature >= 0, f"{stage}.sampling.temperature", s.temperature, "not below 0")
         require(0 < s.top_p <= 1, f"{stage}.sampling.top_p", s.top_p, "must lie in (0, 1]")
         require(s.top_k >= 0, f"{stage}.sampling.top_k", s.top_k, "must not be below 0")
@@ -271,17 +273,27 @@ def _validate(c: Config) -> None:
     )  # fmt: skip
     for share in c.evaluation.sft_steps:
         require(share > 0, "evaluation.sft_steps", share, "shares must be above 0")
-    rows = c.mesh.data * c.mesh.fsdp
-    for name in ("slots", "train.batch_size"):
-        value = _field(c, name)
-        near = max(rows, round(value / rows) * rows)
+    require(
+        c.mesh == "auto" or c.mesh_shape is not None, "mesh", c.mesh,
+        "must be 'auto', or devices along data x fsdp x model, such as 4x1x2",
+    )  # fmt: skip
+    rows = c.mesh_shape[0] * c.mesh_shape[1] if c.mesh_shape else 1
+    for name in SPREAD:
+        value = field(c, name)
+        near = " or ".join(map(str, multiples_near(value, rows)))
         require(
             value % rows == 0, name, value,
-            f"must be a multiple of mesh.data × mesh.fsdp = {rows}; nearest: {near}",
+            f"must be a multiple of data x fsdp = {rows} of config.mesh={c.mesh}; nearest: {near}",
         )  # fmt: skip
 
 
-def _field(config: Config, path: str) -> Any:
+def multiples_near(value: int, of: int) -> list[int]:
+    """The multiples on both sides of a value, above 0."""
+    below = value // of * of
+    return [multiple for multiple in (below, below + of) if multiple > 0]
+
+
+def field(config: Config, path: str) -> Any:
     value: Any = config
     for part in path.split("."):
         value = getattr(value, part)

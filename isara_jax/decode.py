@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from isara_jax import mesh as mesh_lib
 from isara_jax import models, packing, sampling, scheduling, stops
@@ -113,9 +114,11 @@ def generate(
     step = functools.partial(_step, sampler, variables, key, params, table)
     refill = functools.partial(_refill, sampler, variables, prompts)
     reads = scheduling.read_lengths(prompt_length + sampler.max_tokens, sampler.mesh)
+    enough = scheduling.worth_a_refill(sampler.refill, mesh_lib.batch_devices(sampler.mesh))
 
     def can_refill(s: _Slots) -> jax.Array:
-        return (s.waiting < n_requests) & (jnp.sum(s.free) >= sampler.refill)
+        readable = jnp.sum(_rows_to_refill(sampler, s)[1])
+        return (s.waiting < n_requests) & (readable >= enough)
 
     def advance(s: _Slots) -> _Slots:
         s = jax.lax.while_loop(can_refill, refill, s)
@@ -198,25 +201,57 @@ def _empty_slots(sampler: Sampler, prompts: packing.Prompts) -> _Slots:
     )
 
 
+def _rows_to_refill(sampler: Sampler, s: _Slots) -> tuple[jax.Array, jax.Array]:
+    """Of each of the G devices that sequences are spread over, R / G of its slots, free ones first.
+
+    What a device reads stays in its own slots, so no keys and values are exchanged.
+
+    Returns:
+      `[G, R / G]` slots, counted from a device's first, and whether they are free.
+    """
+    groups = mesh_lib.batch_devices(sampler.mesh)
+    free = s.free.reshape(groups, -1)
+    slots = jnp.argsort(~free, axis=1, stable=True)[:, : sampler.refill // groups]
+    return slots, jnp.take_along_axis(free, slots, axis=1)
+
+
+def _insert(
+    sampler: Sampler, cache: decoder.Cache, fresh: decoder.Cache, slots: jax.Array
+) -> decoder.Cache:
+    """Writes the caches of R prompts into `slots [R]`, counted from each device's first."""
+    insert = functools.partial(attention.insert, sampler.model.how)
+    if mesh_lib.batch_devices(sampler.mesh) == 1:
+        return insert(cache, fresh, slots)
+    columns = P(*[None] * sampler.model.how.order.index("B"), mesh_lib.BATCH)
+    return jax.shard_map(
+        insert, mesh=sampler.mesh, in_specs=(columns, columns, P(mesh_lib.BATCH)),
+        out_specs=columns, axis_names=set(mesh_lib.BATCH),
+    )(cache, fresh, slots)  # fmt: skip
+
+
 def _refill(sampler: Sampler, variables: dict, prompts: packing.Prompts, s: _Slots) -> _Slots:
-    """Prefills the next R prompts into R free slots.
+    """Prefills the next prompts, at most R, into free slots.
 
     The prompt's last token is read again by the first decoding step, which rewrites the same row
     and so needs no logits here.
     """
     n_requests = prompts.tokens.shape[0]
-    slots = jnp.argsort(~s.free, stable=True)[: sampler.refill]
-    requests = s.waiting + jnp.arange(sampler.refill)
-    real = requests < n_requests
-    # Out of range, so dropped; each another, since the rows are promised to be unique.
-    slots = jnp.where(real, slots, sampler.slots + jnp.arange(sampler.refill))
-    rows = jnp.minimum(requests, n_requests - 1)
+    local, free = _rows_to_refill(sampler, s)
+    requests = s.waiting + jnp.cumsum(free.ravel()) - 1
+    real = free.ravel() & (requests < n_requests)
+    rows = jnp.clip(requests, 0, n_requests - 1)
     chunk, lengths = prompts.tokens[rows], prompts.lengths[rows]
     chunk = mesh_lib.constrain(chunk, sampler.mesh, mesh_lib.BATCH, None)
     _, fresh = sampler.model.apply(variables, chunk)
-    cache = attention.insert(sampler.model.how, s.cache, fresh, slots)
+    # Out of range, so dropped; each another, since the rows are promised to be unique.
+    (groups, each), unused = local.shape, jnp.arange(sampler.refill)
+    inside = jnp.where(real, local.ravel(), sampler.slots + unused)
+    cache = _insert(sampler, s.cache, fresh, inside)
+    first = jnp.repeat(jnp.arange(groups), each) * (sampler.slots // groups)
+    slots = jnp.where(real, first + local.ravel(), sampler.slots + unused)
+    waiting = jnp.minimum(s.waiting + jnp.sum(free), n_requests)
     if sampler.on_refill is not None:
-        jax.debug.callback(sampler.on_refill, jnp.minimum(s.waiting + sampler.refill, n_requests))
+        jax.debug.callback(sampler.on_refill, waiting)
     last = jnp.take_along_axis(chunk, lengths[:, None] - 1, axis=1)[:, 0]
 
     def put(old: jax.Array, new: jax.Array | int | float) -> jax.Array:
@@ -231,7 +266,7 @@ def _refill(sampler: Sampler, variables: dict, prompts: packing.Prompts, s: _Slo
         stop_state=put(s.stop_state, 0),
         n_bytes=put(s.n_bytes, 0),
         log_prob=put(s.log_prob, 0.0),
-        waiting=jnp.minimum(s.waiting + sampler.refill, n_requests),
+        waiting=waiting,
     )
 
 

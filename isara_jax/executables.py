@@ -76,7 +76,7 @@ class Executables:
         """
         if name not in self._compiled:
             began = time.monotonic()
-            placed = self._placed(jax.eval_shape(function, *args))
+            placed = self.placed(jax.eval_shape(function, *args))
             jitted = jax.jit(
                 function, out_shardings=placed, donate_argnums=donate,
                 compiler_options=mesh_lib.compiler_options(self.program.mesh),
@@ -95,10 +95,10 @@ class Executables:
     def _call(self, name: str, function: Callable, *args: Any) -> Any:
         return self.call(name, functools.partial(function, self.program), *args)
 
-    def _placed(self, abstract: Any) -> Any:
+    def placed(self, abstract: Any) -> Any:
         """The shardings of a result: on every device, but for weights in full fine-tuning."""
         if type(abstract) is tuple:
-            return tuple(self._placed(part) for part in abstract)
+            return tuple(self.placed(part) for part in abstract)
         whole = mesh_lib.replicated(self.program.mesh)
         placed = jax.tree.map(lambda _: whole, abstract)
         if self.program.config.train.trainable == "full" and hasattr(abstract, "trainable"):
@@ -121,16 +121,17 @@ class Executables:
     def compile_step(self, state: State) -> None:
         """Compiles the iteration before it is needed (fused execution)."""
         if self.program.config.execution == "fused":
-            self._step(state)
+            self.compiled_step(state)
 
-    def _step(self, state: State) -> Callable:
+    def compiled_step(self, state: State) -> jax.stages.Compiled:
+        """The executable of an iteration; `state` may be shapes with shardings."""
         function = functools.partial(iteration.isara_step, self.program)
         return self._get("isara_step", function, self.inputs, state, donate=1)
 
     def step(self, state: State) -> tuple[State, Report]:
         """One iteration; `state` is given away."""
         if self.program.config.execution == "fused":
-            return self._step(state)(self.inputs, state)
+            return self.compiled_step(state)(self.inputs, state)
         return iteration.isara_step(self.program, self.inputs, state, self._stage)
 
     def _stage(self, name: str, stage: iteration.Stage) -> iteration.Stage:

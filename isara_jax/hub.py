@@ -96,7 +96,7 @@ def _base(name: str) -> pretrained.Pretrained:
 def _load(base: pretrained.Pretrained) -> dict[str, Any]:
     """The base model's parameters, in the type they are stored in."""
     model = models.build(base.network, np.dtype(pretrained.stored_dtype(base.path)))
-    return weights.load(base.path, model, mesh.make(config.Mesh()))
+    return weights.load(base.path, model, mesh.make())
 
 
 def _copy_model(source: pathlib.Path, folder: pathlib.Path) -> None:

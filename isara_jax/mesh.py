@@ -1,6 +1,7 @@
 """The device mesh and where things lie on it."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,20 +14,31 @@ from isara_jax import config
 
 AXES = ("data", "fsdp", "model")
 BATCH = ("data", "fsdp")  # the axes a batch is spread over
+Shape = tuple[int, int, int]  # devices along the axes
 
 
-def make(mesh: config.Mesh) -> Mesh:
+def make(shape: Shape = (1, 1, 1), devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh `data × fsdp × model` over the first devices.
 
+    Args:
+      shape: devices along each axis.
+      devices: to choose from; by default all there are.
+
     Raises:
-      config.ConfigError: there are fewer devices than the mesh asks for.
+      config.ConfigError: there are fewer devices than the mesh asks for, or some process would have
+        none of them.
     """
-    shape = (mesh.data, mesh.fsdp, mesh.model)
-    needed, devices = int(np.prod(shape)), jax.devices()
+    devices = jax.devices() if devices is None else devices
+    needed, asked = math.prod(shape), "x".join(map(str, shape))
     if needed > len(devices):
         raise config.ConfigError(
-            f"config.mesh asks for {' × '.join(map(str, shape))} = {needed} devices; "
-            f"{len(devices)} found ({devices[0].device_kind})"
+            f"config.mesh={asked} asks for {needed} devices; {len(devices)} found "
+            f"({devices[0].device_kind})"
+        )
+    if needed < len(devices) and jax.process_count() > 1:
+        raise config.ConfigError(
+            f"config.mesh={asked} asks for {needed} devices; the {jax.process_count()} processes "
+            f"have {len(devices)}, and all of them must be used"
         )
     return jax.make_mesh(
         shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed]
@@ -38,15 +50,15 @@ def on_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
 
 
-def gpu_generation(mesh: Mesh) -> float:
+def gpu_generation(device: jax.Device) -> float:
     """Compute capability of NVIDIA's GPUs (8.0: Ampere); 0 of other devices."""
-    found = str(getattr(mesh.devices.flat[0], "compute_capability", ""))
+    found = str(getattr(device, "compute_capability", ""))
     return float(found) if found.replace(".", "", 1).isdigit() else 0.0
 
 
-def native_bf16(mesh: Mesh) -> bool:
-    """Whether the devices multiply bf16 matrices; CPUs and GPUs before Ampere (T4) imitate it."""
-    return mesh.devices.flat[0].platform == "tpu" or gpu_generation(mesh) >= 8.0
+def native_bf16(device: jax.Device) -> bool:
+    """Whether a device multiplies bf16 matrices; CPUs and GPUs before Ampere (T4) imitate it."""
+    return device.platform == "tpu" or gpu_generation(device) >= 8.0
 
 
 def compiler_options(mesh: Mesh) -> dict[str, int]:
@@ -67,6 +79,21 @@ def batch_devices(mesh: Mesh) -> int:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole."""
     return NamedSharding(mesh, P())
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Arrays of the host, whole on every device.
+
+    `jax.device_put` would have the processes compare them, leaf by leaf.
+    """
+    where = replicated(mesh)
+
+    def one(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        copies = [jax.device_put(x, device) for device in where.addressable_devices]
+        return jax.make_array_from_single_device_arrays(x.shape, where, copies)
+
+    return jax.tree.map(one, tree)
 
 
 def constrain(x: jax.Array, mesh: Mesh, *spec: str | tuple[str, ...] | None) -> jax.Array:

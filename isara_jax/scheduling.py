@@ -15,6 +15,15 @@ def refill(slots: int, rows: int = 1) -> int:
     return max(rows, slots // 8 // rows * rows)
 
 
+def worth_a_refill(rows: int, devices: int) -> int:
+    """Prompts that must find a free slot before `rows` are read at once.
+
+    All of them on one device. Where sequences are spread over several, each fills its own slots,
+    and to wait for the last device would cost more than to read a few rows in vain.
+    """
+    return rows if devices == 1 else -(-rows * 3 // 4)
+
+
 def read_lengths(length: int, mesh: Mesh) -> tuple[int, ...]:
     """How much of a cache of `length` rows a step may read: a half, three quarters, or all of it.
 

@@ -1,22 +1,27 @@
 """From a configuration to everything a run needs, with every mistake found before compiling."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from isara_jax import (
     adapters,
     config,
+    hardware,
     iteration,
     lengths,
     lora,
     models,
     packing,
+    placement,
     pretrained,
+    processes,
     retrieval,
     scheduling,
     stops,
@@ -27,6 +32,7 @@ from isara_jax import (
 )
 from isara_jax import mesh as mesh_lib
 from isara_jax.evaluate import choices, judges
+from isara_jax.models import shapes
 from isara_jax.progress import Progress
 
 BUNDLED_SEEDS = 32
@@ -82,8 +88,9 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
     """
     retrieval.check(c.retrieval.backend)
     _check_callbacks()
-    task = _load_task(c, data_dir)
-    base = _read_base(c)
+    task = load_task(c, data_dir)
+    base = read_base(c)
+    c = _with_mesh(c, base.network)
     initial = _initial_adapter(c, base.network)
     template = packing.Template.of(base.vocabulary)
     encoded = lengths.encode(c, task, base.vocabulary, template, base.network.max_length)
@@ -93,26 +100,25 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
     params = weights.load(base.path, program.model, program.mesh)
     judging = tuple(reading.load(c.model.dtype, program.mesh) for reading in readings)
     # What is left of the memory decides, now that all weights are there.
-    training = train.plan(program.model, c.train, program.train_tokens, program.mesh)
-    program = dataclasses.replace(program, training=training)
-    whole = mesh_lib.replicated(program.mesh)
+    program = plan_training(program, placement.placed_bytes((params, judging)))
     inputs = _inputs(encoded.config, base.vocabulary, params, initial)
+    place = functools.partial(mesh_lib.place, mesh=program.mesh)
     return Setup(
         config=encoded.config,
         task=task,
         vocabulary=base.vocabulary,
         program=program,
-        inputs=jax.device_put(inputs, inputs_sharding(inputs, params, whole)),
-        seeds=jax.device_put(encoded.seeds, whole),
-        held_out=jax.device_put(encoded.held_out, whole),
+        inputs=place(inputs._replace(base=None))._replace(base=params),
+        seeds=place(encoded.seeds),
+        held_out=place(encoded.held_out),
         judges=judging,
-        choices=asked and asked._replace(pairs=jax.device_put(asked.pairs, whole)),
+        choices=asked and asked._replace(pairs=place(asked.pairs)),
         n_params=sum(x.size for x in jax.tree.leaves(params)),
         model_path=base.path,
     )
 
 
-def _load_task(c: config.Config, data_dir: pathlib.Path) -> tasks.Task:
+def load_task(c: config.Config, data_dir: pathlib.Path) -> tasks.Task:
     """The domain, with as many items as are asked; there must be something to report."""
     n_seeds = c.task.n_seeds or (0 if c.task.seeds else BUNDLED_SEEDS)
     task = tasks.load(
@@ -131,8 +137,13 @@ def _load_task(c: config.Config, data_dir: pathlib.Path) -> tasks.Task:
     return dataclasses.replace(task, items=task.items[: c.evaluation.n or None])
 
 
-def _read_base(c: config.Config) -> pretrained.Pretrained:
+def read_base(c: config.Config) -> pretrained.Pretrained:
     """What is known of the base model before its weights are read."""
+    if c.model.path in shapes.NETWORKS:
+        raise config.ConfigError(
+            f"config.model.path={c.model.path!r} is a shape to plan with (isara_jax.plan); to run, "
+            "give the folder of its weights: --config.model.path=DIR"
+        )
     if not pretrained.locate(c.model.path).is_dir():
         raise config.ConfigError(
             f"config.model.path={c.model.path!r}: neither a directory nor a bundled model "
@@ -165,7 +176,7 @@ def _program(
     template: packing.Template, progress: Progress | None,
 ) -> iteration.Program:  # fmt: skip
     c = encoded.config
-    mesh = mesh_lib.make(c.mesh)
+    mesh = mesh_lib.make(c.mesh_shape)
     return iteration.Program(
         config=c,
         model=base.build(c.model.dtype, mesh, c.kv_cache),
@@ -176,6 +187,28 @@ def _program(
         steps_per_check=scheduling.steps_per_check(mesh),
         progress=progress,
     )
+
+
+def _with_mesh(c: config.Config, network: models.DecoderConfig) -> config.Config:
+    """The configuration with the mesh that suits the model and the devices there are."""
+    devices = jax.devices()
+    itemsize = jnp.dtype(pretrained.choose_dtype(c.model.dtype, devices[0])).itemsize
+    shape = placement.choose(c, network, itemsize, devices)
+    return placement.with_mesh(c, tuple(int(processes.of_the_first(size)) for size in shape))
+
+
+def plan_training(p: iteration.Program, held: float) -> iteration.Program:
+    """The program, with its training suited to the memory there is.
+
+    Args:
+      p: the program.
+      held: bytes on each device before training, where the device cannot tell.
+    """
+    free = processes.of_the_first(hardware.free_memory(p.mesh.devices.flat[0], held))
+    if p.config.train.trainable == "full":
+        free -= placement.training_bytes(p.model.config, p.mesh)
+    plan = train.plan(p.model, p.config.train, p.train_tokens, p.mesh, free)
+    return dataclasses.replace(p, training=plan)
 
 
 def _inputs(
@@ -200,7 +233,7 @@ def _initial_adapter(c: config.Config, network: models.DecoderConfig) -> lora.Tr
         )
     if not c.train.init_adapter:
         return None
-    adapter, found = adapters.load(pathlib.Path(c.train.init_adapter).expanduser(), network)
+    adapter, found = adapters.load(adapters.locate(c.train.init_adapter), network)
     for field in dataclasses.fields(found):
         theirs, ours = getattr(found, field.name), getattr(c.train.lora, field.name)
         if field.name == "targets":  # those the model does not have make no difference

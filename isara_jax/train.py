@@ -4,7 +4,6 @@ Samples of a batch are laid end to end (`packing.streams`), so that no matrix se
 gradients of its streams are summed and divided by all their tokens: it is the batch's own.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -162,26 +161,27 @@ class Plan(NamedTuple):
     remat: bool
 
 
-def plan(model: models.Decoder, train: config.Train, row_tokens: int, mesh: Mesh) -> Plan:
+def plan(
+    model: models.Decoder, train: config.Train, row_tokens: int, mesh: Mesh, free: float
+) -> Plan:
     """Streams as large as keep the device busy, smaller ones rather than computing blocks again.
 
     Of a token a block keeps about 10 vectors of its width and 5 of its MLP's for the gradient
     (measured at LLaMA-7B's shape: 47.8 GB for 8,192 tokens; with recomputation 4.1 GB). `auto`
     recomputes where a stream of `FEWEST_TOKENS` would keep more than half of the memory that is
-    left. Where a device does not tell its memory, as CPUs do not, nothing is recomputed.
+    left.
 
     Args:
       model: the network.
       train: batch size and policy.
       row_tokens: of the longest training sequence.
-      mesh: the devices, with all weights on them.
+      mesh: the devices.
+      free: bytes left on each with everything but activations on it; infinite on CPUs, where
+        nothing is recomputed.
     """
     c, devices = model.config, mesh_lib.batch_devices(mesh)
     kept = c.n_layers * (10 * c.width + 5 * c.hidden) * jnp.dtype(model.dtype).itemsize
-    stats = mesh.devices.flat[0].memory_stats() or {}
-    room = math.inf
-    if "bytes_limit" in stats:
-        room = (stats["bytes_limit"] - stats["bytes_in_use"]) / 2 / kept
+    room = free / 2 / kept
     wanted = CPU_TOKENS if mesh_lib.on_cpu(mesh) else MOST_TOKENS
     remat = train.remat == "blocks" or (train.remat == "auto" and room < FEWEST_TOKENS)
     tokens = wanted if remat else min(wanted, max(room, FEWEST_TOKENS))

@@ -127,7 +127,7 @@ def devices(platform, capability=None):
 def test_what_a_device_lacks_is_not_used(platform, capability, head_size, dtype, expected):
     """bf16 only where it is native, cuDNN's kernel only for what it takes; by capability."""
     mesh = devices(platform, capability)
-    assert pretrained.choose_dtype("auto", mesh) == (
+    assert pretrained.choose_dtype("auto", mesh.devices.flat[0]) == (
         jnp.bfloat16 if platform == "tpu" or (capability or "0") >= "8" else jnp.float32
     )
     assert attention.settings(mesh, dtype, head_size) == expected

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import memory
+from isara_jax import estimate, hlo, pieces
 from isara_jax.models import llama
 
 MB = 10**6
@@ -28,7 +29,7 @@ def test_what_a_loop_moves_is_found():
     def moved(step):
         loop = jax.jit(lambda x: jax.lax.fori_loop(0, 4, lambda _, x: step(x), x))
         compiled = loop.lower(jnp.zeros((512, 2048))).compile()
-        return [move.bytes for move in memory.moves(compiled.as_text(), MB)]
+        return [move.bytes for move in hlo.moves(compiled.as_text(), MB)]
 
     turned = moved(lambda x: jax.lax.optimization_barrier(x.T).reshape(x.shape))
     assert set(turned) == {512 * 2048 * 4}
@@ -41,12 +42,12 @@ def test_a_step_on_a_cpu_copies_no_cache():
         vocab_size=512, width=256, hidden=512, n_layers=4, n_heads=4, n_kv_heads=4, head_size=64,
         max_length=2048,
     )  # fmt: skip
-    sizes = {"slots": 16, "prompt": 1000, "new": 128}
-    c = memory.case(network, jax.devices("cpu"), (1, 1, 1), **sizes, dtype=jnp.float32)
-    compiled = memory.decode_loop(c)
-    half_a_layer = c.cache_bytes // (2 * network.n_layers)
-    assert not memory.moves(compiled.as_text(), half_a_layer // 2)
-    assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * c.cache_bytes
+    b = memory.draw(network, jax.devices("cpu"), "1x1x1", slots=16, prompt=1000, new=128)
+    compiled = memory.decode_loop(b, pieces.sampling(b))
+    cache = estimate.cache_bytes(b)
+    half_a_layer = cache // (2 * network.n_layers)
+    assert not hlo.moves(compiled.as_text(), half_a_layer // 2)
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * cache
 
 
 @pytest.mark.parametrize(
@@ -56,21 +57,26 @@ def test_a_step_on_an_accelerator_copies_neither_cache_nor_weights(plugin, topol
     """LLaMA-7B's width: temporaries below 5 % of the cache, nothing above 50 MB is moved."""
     if not (importlib.util.find_spec(plugin) or (APART / plugin).is_dir()):
         pytest.skip(f"{plugin} is not installed, which compiles for {topology}")
-    found = _measured(f"--topology={topology}", "--mesh=1,1,1", "--layers=2", "--moved=50")
+    found = _measured(f"--topology={topology}", "--mesh=1x1x1", "--layers=2", "--moved=50")
     program = found["programs"]["decode"]
     assert not program["moved"]
     assert program["temp_GB"] < 0.05 * found["cache_GB"]
 
 
 def _measured(*flags):
-    """The command's last line, from a process of its own: its compiler stays out of the tests'."""
+    """The last line of `benchmarks.memory`."""
+    done = _apart("benchmarks.memory", "--shape=llama_7b", "--program=decode", *flags)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _apart(module, *flags):
+    """A command in a process of its own: its compiler stays out of the tests'."""
     root = pathlib.Path(__file__).parents[1]
     paths = [str(APART), os.environ.get("PYTHONPATH", "")]
-    command = [sys.executable, "-m", "benchmarks.memory", "--shape=llama-7b", "--program=decode"]
     done = subprocess.run(
-        [*command, *flags], cwd=root,
+        [sys.executable, "-m", module, *flags], cwd=root,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert not done.returncode, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return done

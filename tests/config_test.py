@@ -71,9 +71,13 @@ def test_unknown_fields_are_refused_with_the_nearest_name():
 def test_batches_divide_over_the_mesh():
     """Uneven batches over devices are refused with the nearest size that works."""
     values = config.default()
-    values.mesh.data, values.mesh.fsdp, values.slots = 4, 2, 60
-    with pytest.raises(config.ConfigError, match="config.slots=60: .* nearest: 64"):
+    values.mesh, values.slots = "4x2x1", 60
+    with pytest.raises(config.ConfigError, match="config.slots=60: .* 8 .* nearest: 56 or 64"):
         config.resolve(values)
+    for mesh in ("4x2", "0x1x1", "8", "", "2x2x2x2"):
+        values.mesh = mesh
+        with pytest.raises(config.ConfigError, match="config.mesh=.* such as 4x1x2"):
+            config.resolve(values)
 
 
 def test_every_open_choice_of_the_paper_is_a_field():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import types
 
 import jax
@@ -138,7 +139,7 @@ def fit(model, params, start, settings, steps=STEPS, sequences=None, rows=3):
     return fitted(
         model, params, start, sequences, settings, train.TrainParams.of(settings),
         jnp.int32(steps), jax.random.key(0), span=SPAN, rows=rows,
-        mesh=mesh_lib.make(config.Mesh()),
+        mesh=mesh_lib.make(),
     )  # fmt: skip
 
 
@@ -258,18 +259,6 @@ def test_computing_blocks_again_changes_nothing(family):
     assert kept(again) == 0 < kept(model)
 
 
-class Device:
-    """An accelerator that has so much memory left."""
-
-    platform = "tpu"
-
-    def __init__(self, left):
-        self.left = left
-
-    def memory_stats(self):
-        return {"bytes_limit": 100 + self.left, "bytes_in_use": 100}
-
-
 def test_streams_fit_the_memory_there_is():
     """Large streams where there is room, smaller ones where not, recomputation at the last."""
     model = models.build(models.from_hf(tiny.torch_llama().config.to_dict(), "config"))
@@ -281,17 +270,19 @@ def test_streams_fit_the_memory_there_is():
         (1025, (102, False)),
         (1000, (409, True)),
     ):
+        free = 2 * kept * tokens
         devices = types.SimpleNamespace(
-            devices=np.array([Device(2 * kept * tokens)]), shape={"data": 1, "fsdp": 1, "model": 1}
+            devices=np.array([types.SimpleNamespace(platform="gpu")]),
+            shape={"data": 1, "fsdp": 1, "model": 1},
         )
-        assert train.plan(model, settings, 10, devices) == expected
+        assert train.plan(model, settings, 10, devices, free) == expected
         for policy in ("none", "blocks"):
             asked = dataclasses.replace(settings, remat=policy)
-            assert train.plan(model, asked, 10, devices).remat is (policy == "blocks")
-    cpu = train.plan(model, settings, 10, mesh_lib.make(config.Mesh()))
+            assert train.plan(model, asked, 10, devices, free).remat is (policy == "blocks")
+    cpu = train.plan(model, settings, 10, mesh_lib.make(), math.inf)
     assert cpu == (train.CPU_TOKENS // 10, False)
     few = dataclasses.replace(SETTINGS, batch_size=4)
-    assert train.plan(model, few, 10, mesh_lib.make(config.Mesh())).rows == 4  # no more than needed
+    assert train.plan(model, few, 10, mesh_lib.make(), math.inf).rows == 4  # no more than needed
 
 
 def test_no_steps_change_nothing():

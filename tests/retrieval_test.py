@@ -143,7 +143,7 @@ def embedded(layer, rows_at_once, capacity=24):
             tuple(question),
             layer=layer,
             rows_at_once=rows_at_once,
-            mesh=mesh_lib.make(config.Mesh()),
+            mesh=mesh_lib.make(),
         )
     )
 

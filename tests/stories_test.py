@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not stories.DATA.is_dir(), reason="stories260K i
 def loaded(tmp_path_factory):
     folder = stories.convert(tmp_path_factory.mktemp("stories260k"))
     model = models.build(weights.load_config(folder))
-    devices = mesh.make(config.Mesh())
+    devices = mesh.make()
     vocabulary = tokens.Vocabulary(weights.load_tokenizer(folder), 512, str(folder))
     golden = json.loads((stories.DATA / "golden_greedy.json").read_text())
     return model, weights.load(folder, model, devices), vocabulary, devices, golden

@@ -13,9 +13,9 @@ import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from isara_jax import config, tokens, weights
 from isara_jax import mesh as mesh_lib
 from isara_jax import models as our_models
+from isara_jax import tokens, weights
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
@@ -82,7 +82,7 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
 
 @functools.cache
 def mesh():
-    return mesh_lib.make(config.Mesh())
+    return mesh_lib.make()
 
 
 def load(directory: pathlib.Path) -> tuple[our_models.Decoder, dict]:

@@ -68,7 +68,7 @@ def settings(mesh: Mesh, dtype: Any, head_size: int, kv_cache: str = "auto") -> 
       kv_cache: `config.Config.kv_cache`.
     """
     # cuDNN's kernel wants half precision, rows of 16 bytes, and an Ampere GPU or newer.
-    fused = mesh_lib.gpu_generation(mesh) >= 8.0 and jnp.dtype(dtype).itemsize == 2
+    fused = mesh_lib.gpu_generation(mesh.devices.flat[0]) >= 8.0 and jnp.dtype(dtype).itemsize == 2
     fused &= head_size % 8 == 0 and head_size <= 128
     on_cpu = mesh_lib.on_cpu(mesh)
     order = "BKSh" if on_cpu else "SBKh"

@@ -1,0 +1,170 @@
+"""A run drawn for devices one need not have: its program, and the shapes and places of its arrays.
+
+Nothing is read but a model's config and tokenizer, nothing is allocated, nothing runs.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import types
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from isara_jax import (
+    config,
+    executables,
+    iteration,
+    lengths,
+    lora,
+    models,
+    packing,
+    placement,
+    pretrained,
+    scheduling,
+    setup,
+    stops,
+    tokens,
+    weights,
+)
+from isara_jax import mesh as mesh_lib
+from isara_jax.models import shapes
+from isara_jax.state import State
+
+
+class Base(NamedTuple):
+    """What is known of a model before its weights are: see `pretrained.Pretrained`.
+
+    Attributes:
+      network: its shapes.
+      template: the template's tokens.
+      spelled: bytes of each token.
+      typical_pair: tokens of an average seed as a demonstration, 0 if not known.
+    """
+
+    network: models.DecoderConfig
+    template: packing.Template
+    spelled: Sequence[bytes]
+    typical_pair: int = 0
+
+
+class Blueprint(NamedTuple):
+    """A program, and the arrays it is compiled for, as shapes with shardings."""
+
+    program: iteration.Program
+    inputs: iteration.Inputs
+    state: State
+
+    @property
+    def executables(self) -> executables.Executables:
+        return executables.Executables(self.program, self.inputs)
+
+
+def read(c: config.Config, data_dir: pathlib.Path) -> tuple[config.Config, Base]:
+    """The model of a configuration, and the configuration with its lengths written out.
+
+    Of a model's folder, lengths follow from tokenizer and seeds; of a published shape
+    (`models.shapes`) they must be given.
+
+    Raises:
+      config.ConfigError: neither a model nor a shape, or lengths are missing.
+    """
+    network = shapes.NETWORKS.get(c.model.path)
+    if network is None:
+        task, base = setup.load_task(c, data_dir), setup.read_base(c)
+        template = packing.Template.of(base.vocabulary)
+        encoded = lengths.encode(c, task, base.vocabulary, template, base.network.max_length)
+        c = dataclasses.replace(
+            encoded.config, task=dataclasses.replace(c.task, n_seeds=len(task.seeds))
+        )
+        known = Base(base.network, template, base.vocabulary.bytes, encoded.typical_pair)
+        return c, known
+    needed = ("question.max_tokens", "question.prompt_tokens", "answer.max_tokens",
+              "answer.prompt_tokens", "task.n_seeds")  # fmt: skip
+    missing = [name for name in needed if not config.field(c, name)]
+    if missing:
+        raise config.ConfigError(
+            f"config.model.path={c.model.path!r} is a shape without a tokenizer, so lengths do not "
+            f"follow from seeds; give config.{', config.'.join(missing)}"
+        )
+    return c, of_shape(network)
+
+
+def of_shape(network: models.DecoderConfig) -> Base:
+    """A network under a stand-in for its tokenizer, with a template as long as real ones."""
+    template = packing.Template(1, 2, (3, 4, 5), (6, 7, 8), (9, 10))
+    return Base(network, template, [b"x"] * network.vocab_size)
+
+
+def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: int = 0) -> Blueprint:
+    """The run on these devices.
+
+    Args:
+      c: the configuration, with lengths.
+      base: the model.
+      devices: all that are used.
+      layers: blocks, if not all of them: what a layer takes is seen from two such drawings.
+
+    Raises:
+      config.ConfigError: the mesh does not divide the model.
+    """
+    network = dataclasses.replace(base.network, n_layers=layers or base.network.n_layers)
+    itemsize = jnp.dtype(pretrained.choose_dtype(c.model.dtype, devices[0])).itemsize
+    # The whole model decides, whatever is drawn of it.
+    c = placement.with_mesh(c, placement.choose(c, base.network, itemsize, devices))
+    mesh = mesh_lib.make(c.mesh_shape, devices)
+    known = pretrained.Pretrained(pathlib.Path(), network, None)
+    program = iteration.Program(
+        config=c,
+        model=known.build(c.model.dtype, mesh, c.kv_cache),
+        template=base.template,
+        mesh=mesh,
+        n_seeds=c.task.n_seeds,
+        typical_pair=base.typical_pair,
+        steps_per_check=scheduling.steps_per_check(mesh),
+    )
+    inputs = _inputs(c, program.model, base, mesh)
+    held = itemsize * placement.n_params(base.network) / (mesh.shape["fsdp"] * mesh.shape["model"])
+    program = setup.plan_training(program, held)
+    return Blueprint(program, inputs, _state(program, inputs))
+
+
+def _inputs(c: config.Config, model: models.Decoder, base: Base, mesh: Mesh) -> iteration.Inputs:
+    spelled = types.SimpleNamespace(bytes=base.spelled)
+    ends = (tokens.QUESTION_STOP, tokens.ANSWER_STOP)
+    whole = mesh_lib.replicated(mesh)
+    params = {
+        path: placed(leaf, weights.sharding(model.config, path, leaf.shape, mesh))
+        for path, leaf in weights.flatten(weights.abstract_params(model)).items()
+    }
+    fresh = functools.partial(lora.init, model.config, c.train.lora)
+    adapter = jax.eval_shape(fresh, jax.eval_shape(lambda: jax.random.key(0)))
+    others = iteration.Inputs(
+        base=None,
+        initial=adapter if c.train.init_adapter else None,
+        question_stops=stops.stop_table(spelled, ends),
+        answer_stops=stops.stop_table(spelled, ends[::-1]),
+        hyper=iteration.Hyper.of(c),
+    )
+    return placed(others, whole)._replace(base=weights.unflatten(params))
+
+
+def _state(program: iteration.Program, inputs: iteration.Inputs) -> State:
+    c, n = program.config, program.n_seeds
+    seeds = packing.Pairs(
+        np.zeros((n, c.question.max_tokens), np.int32), np.zeros(n, np.int32),
+        np.zeros((n, c.answer.max_tokens), np.int32), np.zeros(n, np.int32),
+    )  # fmt: skip
+    begin = functools.partial(executables.initial_state, program)
+    state = jax.eval_shape(begin, inputs, placed(seeds, mesh_lib.replicated(program.mesh)))
+    where = executables.Executables(program, inputs).placed(state)
+    return jax.tree.map(placed, state, where)
+
+
+def placed(tree: Any, where: NamedSharding) -> Any:
+    """The shapes of arrays, with the place they are to have."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)

@@ -1,0 +1,196 @@
+r"""The command: what a run would take on devices one need not have.
+
+    python -m isara_jax.plan --config=configs/safety.py:llama_7b --topology=v5e:4x4
+
+compiles the run's iteration for these devices and prints, for each, its memory, and for each stage
+operations, bytes, exchanges and the least time they take. Nothing runs and no weights are read: a
+name of `isara_jax.models.shapes` or a model's folder will do.
+
+| `--topology` | devices | what must be installed |
+|---|---|---|
+| `v4:2x2x1`, `v5e:4x4`, `v5p:4x4x4`, `v6e:2x4`, ... | TPUs, by libtpu's names | `jax[tpu]` |
+| `a100`, `h100:8`, `h200:2x8`, ... | GPUs, or machines x GPUs | `jax-cuda13-plugin[with-cuda]` |
+
+`--fit` tries meshes and numbers of slots, compiles the fastest that fits, and recommends it.
+`--price=1.2` (an hour of one chip) adds what an iteration costs.
+"""
+
+import pathlib
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from isara_jax import command  # isort: skip, sets the environment of what follows
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from isara_jax import blueprint, config, estimate, hardware, storage
+from isara_jax.blueprint import Base, Blueprint
+
+GB = 1e9
+_HEADER = ("stage", "tokens", "TFLOP", "GB read", "GB sent", "products s", "memory s", "links s",
+           "least s", "waits for")  # fmt: skip
+
+
+def define_flags() -> None:
+    """Not done on import: the tests import more than one command."""
+    config_flags.DEFINE_config_file("config", None, "A file of configs/.")
+    flags.DEFINE_string("topology", None, "Devices to compile for.")
+    flags.DEFINE_float("price", 0.0, "Of an hour of one device, in any currency.", 0.0)
+    flags.DEFINE_bool("fit", False, "Search for the mesh and the slots.")
+    flags.DEFINE_integer("meshes", 4, "With --fit: how many meshes to compile.", 1)
+    flags.DEFINE_string("out", "", "Where to write the same as JSON.")
+    flags.mark_flags_as_required(["config", "topology"])
+
+
+def plan() -> None:
+    """Prints the plan that the flags ask for."""
+    jax.config.update("jax_platforms", "cpu")  # the others are compiled for, not run on
+    values = flags.FLAGS
+    devices = hardware.devices(values.topology)
+    kind = hardware.BY_NAME.get(values.topology.partition(":")[0], hardware.HERE)
+    with tempfile.TemporaryDirectory() as folder, config.user_errors():
+        c, base = blueprint.read(config.resolve(values.config), pathlib.Path(folder))
+    found = None
+    if values.fit:
+        c, found = _fit(c, base, devices, kind)
+    result = found or measure(c, base, devices, kind)
+    result |= {"topology": values.topology, "price": values.price}
+    print(text(result))
+    if values.out:
+        storage.write_json(pathlib.Path(values.out), result)
+
+
+def measure(
+    c: config.Config, base: Base, devices: Sequence[jax.Device], kind: hardware.Kind
+) -> dict[str, Any]:
+    """The plan as JSON values: the whole iteration is compiled.
+
+    Raises:
+      config.UserError: it does not fit; the message says by how much, as the compiler found.
+    """
+    b = blueprint.draw(c, base, devices)
+    costs = estimate.costs(c, base, devices)
+    began = time.monotonic()
+    compiled = _compiled(b)
+    seconds = time.monotonic() - began
+    memory = estimate.memory(b, compiled)
+    stages = estimate.stages(b, costs, kind)
+    iteration = sum(max(stage.seconds) for stage in stages)
+    return {
+        "model": c.model.path,
+        "layers": base.network.n_layers,
+        "dtype": str(jax.numpy.dtype(b.program.model.dtype)),
+        "device": kind.name,
+        "devices": len(devices),
+        "mesh": b.program.config.mesh,
+        "slots": c.slots,
+        "samples": c.samples_per_iteration,
+        "batch": c.train.batch_size,
+        "remat": b.program.training.remat,
+        "memory": memory._asdict() | {"total": memory.total, "of": kind.memory},
+        "fits": memory.total <= estimate.FITS * kind.memory,
+        "stages": [stage._asdict() | {"limit": stage.limit} for stage in stages],
+        "costs": {name: cost._asdict() for name, cost in costs._asdict().items()},
+        "seconds": iteration,
+        "compile_seconds": seconds,
+    }
+
+
+def _compiled(b: Blueprint) -> jax.stages.Compiled:
+    try:
+        return b.executables.compiled_step(b.state)
+    except jax.errors.JaxRuntimeError as error:
+        said = " ".join(str(error).split())
+        if "RESOURCE_EXHAUSTED" not in said:
+            raise
+        raise config.UserError(
+            f"it does not fit with mesh {b.program.config.mesh} and {b.program.config.slots} "
+            f"slots: {said[:300]} ... Try --fit, a larger topology, fewer --config.slots, or a "
+            "larger model axis of --config.mesh"
+        ) from error
+
+
+def _fit(
+    c: config.Config, base: Base, devices: Sequence[jax.Device], kind: hardware.Kind
+) -> tuple[config.Config, dict[str, Any]]:
+    """The configuration and the plan of the fastest candidate that, compiled whole, fits."""
+    print(f"{'mesh':>10}{'slots':>8}{'GB a device':>14}{'least s an iteration':>24}")
+    candidates = []
+    for candidate in estimate.fit(c, base, devices, kind, flags.FLAGS.meshes):
+        candidates.append(candidate)
+        total, least = candidate.memory.total / GB, candidate.seconds
+        conf = candidate.config
+        print(f"{conf.mesh:>10}{conf.slots:>8}{total:>14.1f}{least:>24.1f}", flush=True)
+    for candidate in candidates:
+        try:
+            result = measure(candidate.config, base, devices, kind)
+        except config.UserError as error:
+            print(f"{candidate.config.mesh}, {candidate.config.slots} slots: {error}")
+            continue
+        if result["fits"]:
+            return candidate.config, result
+    raise config.UserError(
+        f"{c.model.path} fits no mesh over {len(devices)} of {kind.name} that was tried; choose a "
+        "larger --topology, or raise --meshes"
+    )
+
+
+def text(result: dict[str, Any]) -> str:
+    """The plan as a table."""
+    memory = result["memory"]
+    of = memory["of"]
+    share = f"{memory['total'] / of:.0%} of {of / GB:.1f}"
+    remat = "recomputed" if result["remat"] else "kept"
+    rows = [_HEADER]
+    for stage in result["stages"]:
+        times = [f"{s:.2f}" for s in (*stage["seconds"], max(stage["seconds"]))]
+        rows.append((
+            stage["name"], f"{stage['tokens']:,.0f}", f"{stage['flops'] / 1e12:,.1f}",
+            f"{stage['read'] / GB:,.1f}", f"{stage['sent'] / GB:,.2f}", *times, stage["limit"],
+        ))  # fmt: skip
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    table = [
+        "  ".join([name.ljust(first), *map(str.rjust, numbers, widths)]) for name, *numbers in rows
+    ]
+    lines = [
+        f"{result['model']}, {result['layers']} layers, {result['dtype']}, on {result['devices']} "
+        f"x {result['device']} ({result['topology']}), mesh {result['mesh']} "
+        "(data x fsdp x model)",
+        f"{result['samples']} samples, {result['slots']} slots, batches of {result['batch']}; "
+        f"activations {remat}; compiled in {result['compile_seconds']:.0f} s",
+        "",
+        "GB on each device",
+        *(f"  {name:<12}{memory[key] / GB:8.2f}{note}" for name, key, note in _PARTS),
+        f"  {'total':<12}{memory['total'] / GB:8.2f}  {share} GB"
+        + ("" if result["fits"] else "  DOES NOT FIT"),
+        "",
+        "One iteration, each device (every text as long as it may be, all accepted)",
+        *table,
+        f"least time of an iteration: {result['seconds']:.1f} s, "
+        f"{3600 / result['seconds']:.0f} an hour",
+    ]
+    if result["price"]:
+        hours = result["seconds"] / 3600 * result["devices"]
+        lines.append(f"cost of an iteration at that speed: {hours * result['price']:.2f}")
+    return "\n".join(lines)
+
+
+_PARTS = (
+    ("weights", "weights", ""),
+    ("trainable", "trainable", "  in f32"),
+    ("pool, tables", "others", ""),
+    ("temporaries", "temp", "  the largest stage's; among them:"),
+    ("  cache", "cache", "  keys and values"),
+    ("  optimiser", "optimiser", "  moments and gradient"),
+)
+
+
+main = command.of(plan)
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
