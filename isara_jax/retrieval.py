@@ -92,12 +92,12 @@ def nearest(
     """The k nearest valid rows of `pool [C, D]` to each of `queries [N, D]`: `[N, k]`, or -1."""
     if backend == "device":
         return search_on_device(pool, count, queries, k)[0]
-    # A callback gathers its operands on the first device; the result goes back to all of them.
+    # A callback takes its operands from the first device; the result goes back to all of them.
+    whole = mesh_lib.replicated(mesh)
+    operands = jax.lax.with_sharding_constraint((pool, count, queries), whole)
     found = jax.pure_callback(
         lambda *arrays: search_with_scann(*arrays, k=k),
         jax.ShapeDtypeStruct((queries.shape[0], k), jnp.int32),
-        pool,
-        count,
-        queries,
+        *operands,
     )
-    return jax.lax.with_sharding_constraint(found, mesh_lib.replicated(mesh))
+    return jax.lax.with_sharding_constraint(found, whole)

@@ -1,0 +1,139 @@
+"""The plan: what shallow models tell of deep ones, and limits that agree with what is compiled."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+import safetensors.numpy
+
+from isara_jax import blueprint, config, estimate, hardware, pieces, plan, pretrained, roofline
+from isara_jax.models import llama
+from tests.iteration_test import small
+
+ROOT = pathlib.Path(__file__).parents[1]
+KIND = hardware.BY_NAME["v5e"]
+NETWORK = llama.LlamaConfig(
+    vocab_size=512, width=64, hidden=128, n_layers=6, n_heads=8, n_kv_heads=4, head_size=8,
+    max_length=512,
+)  # fmt: skip
+
+
+def settings(**changed):
+    stage = {"k": 2, "max_tokens": 16, "prompt_tokens": 64}
+    return config.Config(
+        samples_per_iteration=32, slots=16, task=config.Task(n_seeds=8),
+        question=config.Question(**stage), answer=config.Answer(**stage),
+        train=config.Train(batch_size=8), **changed,
+    )  # fmt: skip
+
+
+def extrapolate():
+    """On four devices, two each along data and model: six blocks as seen from two and four."""
+    base = blueprint.of_shape(NETWORK)
+    c, devices = settings(mesh="2x1x2"), jax.devices()
+    seen = estimate.costs(c, base, devices)
+    b = blueprint.draw(c, base, devices)
+    s = pieces.sampling(b)
+    for name, compiled in (("step", pieces.step(b, s)), ("refill", pieces.refill(b, s))):
+        found, expected = getattr(seen, name), pieces.cost(compiled)
+        assert abs(found.flops / expected.flops - 1) < 0.02, (name, found, expected)
+        assert abs(found.sent / expected.sent - 1) < 0.02, (name, found, expected)
+        # Along model a block adds up what o and down leave in parts.
+        assert expected.exchanges["all-reduce"][0] >= 2 * NETWORK.n_layers - 1
+    _, gathered = pieces.cost(pieces.step(b, s)).exchanges.get("all-gather", (0, 0))
+    assert gathered < estimate.cache_bytes(b) / (2 * NETWORK.n_layers) / 2
+
+
+def test_two_and_four_blocks_tell_of_six():
+    """Operations and exchanges of a deep model, without the hours that compiling it takes."""
+    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from tests import plan_test; plan_test.extrapolate()"],
+        cwd=ROOT, env=os.environ | four, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    assert "Involuntary full rematerialization" not in done.stderr, done.stderr
+
+
+@pytest.fixture(scope="module")
+def measured(random_model, tmp_path_factory):
+    """The plan of a small model's folder on this machine's device."""
+    c = config.resolve(small(random_model, mesh="1x1x1"))
+    c, base = blueprint.read(c, tmp_path_factory.mktemp("data"))
+    devices = jax.devices()[:1]
+    return c, base, plan.measure(c, base, devices, KIND)
+
+
+def test_memory_is_that_of_the_files(measured, random_model):
+    """Weights as large as the checkpoint's, a cache as its shapes say, all of it in the total."""
+    c, base, result = measured
+    memory, n = result["memory"], base.network
+    files = safetensors.numpy.load_file(random_model / "model.safetensors")
+    assert memory["weights"] == sum(x.nbytes for x in files.values())
+    b = blueprint.draw(c, base, jax.devices()[:1])
+    rows = pieces.sampling(b).prompts.tokens.shape[1] + c.answer.max_tokens
+    expected = 2 * n.n_layers * rows * n.n_kv_heads * n.head_size * 4 * c.slots
+    assert expected * 0.5 < memory["cache"] <= expected * 1.5  # of questions or of answers
+    parts = ("weights", "trainable", "others", "temp")
+    assert memory["total"] == sum(memory[part] for part in parts) < memory["of"]
+    assert result["fits"] and result["largest_exchange"] is None
+
+
+def test_limits_agree_with_what_is_compiled(measured):
+    """A step's operations by the formula are those the compiler counts, and none takes no time."""
+    c, base, result = measured
+    stages = {stage["name"]: stage for stage in result["stages"]}
+    b = blueprint.draw(c, base, jax.devices()[:1])
+    n = roofline.Counts.of(b.program.model)
+    by_formula = 2 * (n.blocks + n.head) * c.slots
+    assert 1 < result["costs"]["step"]["flops"] / by_formula < 4  # attention and drawing too
+    assert set(stages) == {
+        "questions: prefill", "questions: decode", "embed", "answers: prefill", "answers: decode",
+        "train",
+    }  # fmt: skip
+    assert all(max(stage["seconds"]) > 0 for stage in stages.values())
+    tokens = c.samples_per_iteration * c.answer.max_tokens
+    assert stages["answers: decode"]["tokens"] == tokens
+
+
+def test_the_table_says_what_was_found(measured):
+    """Every number a reader decides by: mesh, memory, limits, time, cost."""
+    _, _, result = measured
+    text = plan.text(result | {"topology": "v5e:1x1", "price": 1.2})
+    for part in ("mesh 1x1x1", "weights", "total", "answers: decode", "waits for", "cost of an"):
+        assert part in text
+    too_large = result | {"fits": False, "topology": "v5e:1x1", "price": 0.0}
+    assert "DOES NOT FIT" in plan.text(too_large) and "cost" not in plan.text(too_large)
+
+
+def test_a_shape_needs_its_lengths(tmp_path):
+    """Without a tokenizer lengths do not follow from seeds: the fields are named."""
+    c = dataclasses.replace(config.Config(), model=config.Model(path="llama_7b"))
+    with pytest.raises(config.ConfigError, match=r"config.question.max_tokens.*config.task.n_see"):
+        blueprint.read(c, tmp_path)
+
+
+@pytest.mark.parametrize("topology", ["v5e:many", "v9:2x2", "h200:2x"])
+def test_unknown_topologies_are_refused(topology):
+    """A misspelt topology ends in a line that shows how they are written."""
+    with pytest.raises(config.ConfigError, match="such as v5e:4x4"):
+        hardware.devices(topology)
+
+
+def test_shapes_are_those_that_are_published():
+    """Parameters of the shapes, against the published numbers."""
+    from isara_jax import placement
+    from isara_jax.models import shapes
+
+    published = {
+        "llama_7b": 6_738_415_616, "llama_13b": 13_015_864_320, "llama_65b": 65_285_660_672,
+        "llama2_70b": 68_976_648_192, "llama3_8b": 8_030_261_248, "llama3_70b": 70_553_706_496,
+        "opt_1.3b": 1_315_758_080, "opt_6.7b": 6_658_473_984,
+    }  # fmt: skip
+    found = {name: placement.n_params(shapes.NETWORKS[name]) for name in published}
+    assert found == published
+    assert pretrained.BUNDLED.keys().isdisjoint(shapes.NETWORKS)
