@@ -150,11 +150,11 @@ def stages(b: Blueprint, c: Costs, kind: hardware.Kind) -> list[Stage]:
     result = []
 
     def add(name: str, work: roofline.Work, passes: int, piece: pieces.Cost, times: int) -> None:
-        flops, read = work.flops / model, work.bytes * passes / model
+        flops, read = float(work.flops / model), float(work.bytes * passes / model)
         exchanges = {k: (a * times, size * times) for k, (a, size) in piece.exchanges.items()}
         sent = piece.sent * times
         seconds = flops / kind.flops, read / kind.bandwidth, sent / kind.links
-        result.append(Stage(name, work.tokens * rows, flops, read, sent, seconds, exchanges))
+        result.append(Stage(name, float(work.tokens * rows), flops, read, sent, seconds, exchanges))
 
     for name, prompt, new in zip(
         ("questions", "answers"), _prompts(p), (conf.question.max_tokens, conf.answer.max_tokens),

@@ -1,6 +1,7 @@
 """The plan: what shallow models tell of deep ones, and limits that agree with what is compiled."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import subprocess
@@ -104,6 +105,7 @@ def test_the_table_says_what_was_found(measured):
     """Every number a reader decides by: mesh, memory, limits, time, cost."""
     _, _, result = measured
     text = plan.text(result | {"topology": "v5e:1x1", "price": 1.2})
+    assert json.loads(json.dumps(result))["slots"] == result["slots"]
     for part in ("mesh 1x1x1", "weights", "total", "answers: decode", "waits for", "cost of an"):
         assert part in text
     too_large = result | {"fits": False, "topology": "v5e:1x1", "price": 0.0}
