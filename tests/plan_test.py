@@ -6,12 +6,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 import safetensors.numpy
 
 from isara_jax import blueprint, config, estimate, hardware, pieces, plan, pretrained, roofline
+from isara_jax.executables import Executables
 from isara_jax.models import llama
 from tests.iteration_test import small
 
@@ -139,3 +141,27 @@ def test_shapes_are_those_that_are_published():
     found = {name: placement.n_params(shapes.NETWORKS[name]) for name in published}
     assert found == published
     assert pretrained.BUNDLED.keys().isdisjoint(shapes.NETWORKS)
+
+
+def test_fit_offers_what_fits_the_fastest_first(monkeypatch):
+    """Slots grow until memory is full; a mesh whose weights do not fit is never offered."""
+    nothing = pieces.Cost(0.0, 0.0, {})
+    monkeypatch.setattr(estimate, "costs", lambda *_: estimate.Costs(*[nothing] * 4))
+    analysis = types.SimpleNamespace(argument_size_in_bytes=0, temp_size_in_bytes=10**6)
+    compiled = types.SimpleNamespace(memory_analysis=lambda: analysis)
+    monkeypatch.setattr(Executables, "compiled_step", lambda *_: compiled)
+    base, c = blueprint.of_shape(NETWORK), settings()
+    devices = [jax.devices()[0]]
+
+    def offered(memory):
+        kind = dataclasses.replace(KIND, memory=memory)
+        return list(estimate.fit(c, base, devices, kind, 4))
+
+    roomy = offered(1e9)
+    assert [x.config.slots for x in roomy] == [32, 16]  # no more than there are samples
+    assert all(x.config.mesh == "1x1x1" for x in roomy)
+    assert [x.seconds for x in roomy] == sorted(x.seconds for x in roomy)
+    weights = roomy[0].memory.weights + roomy[0].memory.trainable
+    tight = offered((weights + 0.75 * roomy[0].memory.temp) / estimate.FITS)
+    assert [x.config.slots for x in tight] == [16, 8]
+    assert not offered(0.5 * roomy[0].memory.weights)
