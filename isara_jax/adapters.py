@@ -7,7 +7,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from isara_jax import config, lora, models, storage, weights
+from isara_jax import config, lora, models, remote, storage, weights
 from isara_jax.models import fields as fields_lib
 
 _PREFIX = "base_model.model."
@@ -67,6 +67,11 @@ def save(
     data = safetensors.numpy.save(tensors, weights.METADATA)
     storage.atomic_write(directory / "adapter_model.safetensors", data)
     storage.write_json(directory / "adapter_config.json", content)
+
+
+def locate(name: str) -> pathlib.Path:
+    """The folder of an adapter: a path, or a copy of a URL."""
+    return remote.folder(name, ("adapter_config.json", "adapter_model.safetensors"))
 
 
 def load(

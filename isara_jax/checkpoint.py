@@ -1,12 +1,12 @@
 """Orbax checkpoints: asynchronous, atomic, one an iteration."""
 
-import pathlib
 from types import TracebackType
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from isara_jax import remote
 from isara_jax.state import State
 
 KEPT = 2  # the newest checkpoints that stay on disk
@@ -18,9 +18,15 @@ class Checkpoints:
     A context manager; leaving it waits for what is being written.
     """
 
-    def __init__(self, directory: pathlib.Path) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+    def __init__(self, place: remote.Workdir) -> None:
+        self._place = place
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT,
+            enable_async_checkpointing=True,
+            single_host_load_and_broadcast=True,  # all processes know the same checkpoints
+            cleanup_tmp_directories=True,  # else one is written on top of what a killed run left
+        )
+        self._manager = ocp.CheckpointManager(place.checkpoints, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -41,11 +47,15 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
         with jax.transfer_guard("allow"):  # how Orbax copies is its own affair
             self._manager.save(step, args=args)
+        if self._place.mirrors_checkpoints:
+            self._manager.wait_until_finished()
+            self._place.keep_checkpoints()
 
     def restore_host(self) -> dict[str, Any]:
         """The host's JSON of the newest checkpoint."""
         args = ocp.args.Composite(host=ocp.args.JsonRestore())
-        return self._manager.restore(self.latest, args=args)["host"]
+        with jax.transfer_guard("allow"):
+            return self._manager.restore(self.latest, args=args)["host"]
 
     def restore_state(self, like: State) -> State:
         """The state of the newest checkpoint, placed as `like` (arrays or shapes with sharding)."""

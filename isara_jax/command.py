@@ -2,7 +2,6 @@
 
 import functools
 import os
-import pathlib
 import sys
 from collections.abc import Callable
 
@@ -11,7 +10,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notice that torc
 from absl import flags
 from absl import logging as absl_logging
 
-from isara_jax import config
+from isara_jax import config, storage
 
 
 def of(work: Callable[..., None], *positional: str) -> Callable[[list[str]], None]:
@@ -47,8 +46,7 @@ def keep_compiled_programs() -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # else JAX_COMPILATION_CACHE_DIR names one
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache / "isara_jax" / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(storage.cache() / "compiled"))
     # JAX's own second would leave out, on a fast machine, what takes one on a slow one.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

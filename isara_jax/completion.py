@@ -6,7 +6,6 @@ The sampling defaults of a `generation_config.json` are not read.
 """
 
 import functools
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from isara_jax import (
     models,
     packing,
     pretrained,
+    remote,
     sampling,
     scheduling,
     stops,
@@ -67,7 +67,7 @@ def load(base: pretrained.Pretrained, adapter: str, dtype: str) -> Writer:
 
     Args:
       base: the model.
-      adapter: a PEFT folder, or empty.
+      adapter: a PEFT folder, here or at a URL, or empty.
       dtype: as for `pretrained.choose_dtype`.
 
     Raises:
@@ -76,7 +76,7 @@ def load(base: pretrained.Pretrained, adapter: str, dtype: str) -> Writer:
     mesh = mesh_lib.make()
     trainable, train = None, config.Train()
     if adapter:  # read first: it is small
-        found, settings = adapters.load(pathlib.Path(adapter).expanduser(), base.network)
+        found, settings = adapters.load(adapters.locate(adapter), base.network)
         trainable = jax.device_put(found, mesh_lib.replicated(mesh))
         train = config.Train(lora=settings)
     model, params = base.load(dtype, mesh)
@@ -93,7 +93,7 @@ class Prompt(NamedTuple):
     where: str
 
 
-def read_prompts(path: pathlib.Path) -> list[Prompt]:
+def read_prompts(path: remote.Path) -> list[Prompt]:
     """Reads a file of JSON lines, each an object with `prompt`; other fields are ignored.
 
     Raises:

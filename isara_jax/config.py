@@ -20,13 +20,13 @@ import ml_collections
 class Model:
     """The base model: a Hugging Face directory, or the name of a bundled one."""
 
-    path: str = "tiny_llama"  # tiny_llama, tiny_opt, or a directory
+    path: str = "tiny_llama"  # tiny_llama, tiny_opt, a directory, or its URL
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: f32 on CPU, bf16 elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The domain. `seeds` is a .jsonl or .csv of one's own; empty: the bundled world's."""
+    """The domain. `seeds` is one's own .jsonl or .csv, here or at a URL; empty: bundled ones."""
 
     name: str = "safety"
     seeds: str = ""

@@ -5,14 +5,12 @@ adapter, for PEFT and vLLM; `merged`, all weights, for transformers and vLLM. Th
 model card are beside it.
 """
 
-import pathlib
-
 from isara_jax import command  # isort: skip, sets the environment of what follows
 
 import jax
 from absl import app, flags
 
-from isara_jax import hub
+from isara_jax import hub, remote
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a finished run.")
 _FORMAT = flags.DEFINE_enum("format", None, ["peft", "merged"], "An adapter, or all weights.")
@@ -27,10 +25,12 @@ flags.mark_flags_as_required(["workdir", "format", "output"])
 def export() -> None:
     """Exports as the flags say."""
     jax.config.update("jax_platforms", "cpu")  # it only reads, adds and writes
-    output = pathlib.Path(_OUTPUT.value).expanduser()
-    workdir = pathlib.Path(_WORKDIR.value).expanduser()
-    hub.export(workdir, _FORMAT.value, output, _MODEL.value, _BASE_NAME.value)
-    print(f"{output}: how to load it stands in its README.md")
+    with (
+        remote.reading(_WORKDIR.value, "adapter", "model") as workdir,
+        remote.writing(_OUTPUT.value) as output,
+    ):
+        hub.export(workdir, _FORMAT.value, output, _MODEL.value, _BASE_NAME.value)
+    print(f"{remote.path(_OUTPUT.value)}: how to load it stands in its README.md")
 
 
 main = command.of(export)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import pretrained
+from isara_jax import pretrained, remote
 from isara_jax.evaluate import judges
 from isara_jax.setup import Setup
 
@@ -17,7 +17,7 @@ from isara_jax.setup import Setup
 _COMPILE_SECONDS, _EFFICIENCY = 28, 0.7
 
 
-def describe(s: Setup, workdir: pathlib.Path, done: int | None) -> str:
+def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
     """The lines shown before a run starts; `done` iterations were found in `workdir`."""
     c, p = s.config, s.program
     model = pathlib.PurePath(pretrained.name_of(s.model_path))

@@ -17,7 +17,6 @@ template that models are aligned in, behind the demonstrations of `--seeds`.
 
 import json
 import math
-import pathlib
 import sys
 from collections.abc import Iterator
 
@@ -26,7 +25,7 @@ from isara_jax import command  # isort: skip, sets the environment of what follo
 import jax
 from absl import app, flags
 
-from isara_jax import completion, config, pretrained, scheduling, tokens
+from isara_jax import completion, config, pretrained, remote, scheduling, tokens
 from isara_jax.tasks import files
 
 _MODEL = flags.DEFINE_string("model", None, "tiny_llama, tiny_opt, or a Hugging Face directory.")
@@ -90,8 +89,7 @@ class _Lines:
     def __init__(self, base: pretrained.Pretrained) -> None:
         self._prompts = [completion.Prompt(_PROMPT.value, "--prompt")]
         if _PROMPTS.value is not None:
-            path = pathlib.Path(_PROMPTS.value).expanduser()
-            self._prompts = completion.read_prompts(path)
+            self._prompts = completion.read_prompts(remote.path(_PROMPTS.value))
         n_new = _MAX_NEW_TOKENS.value
         self._rows = [completion.encode(base, prompt, n_new) for prompt in self._prompts]
         self._columns = completion.capacity(self._rows, base.network.max_length - n_new)
@@ -177,7 +175,7 @@ class _Chat:
 def _read_seeds() -> list[tuple[str, str]]:
     if not _SEEDS.value:
         return []
-    pairs = files.read_pairs(pathlib.Path(_SEEDS.value).expanduser())
+    pairs = files.read_pairs(_SEEDS.value)
     return [(pair.question, pair.answer) for pair in pairs]
 
 

@@ -1,25 +1,37 @@
-"""The command: `python -m isara_jax.main --config=configs/safety.py --workdir=runs/safety`."""
+"""The command: `python -m isara_jax.main --config=configs/safety.py --workdir=runs/safety`.
 
-import pathlib
+Of several processes that are one run, each is started with the same flags. Those below are needed
+where no launcher says who they are.
+"""
 
 from isara_jax import command  # isort: skip, sets the environment of what follows
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from isara_jax import config, run
+from isara_jax import config, processes, run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port at which the other processes reach the first; it listens there."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes there are; 1: this one alone.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "The number of this process, from 0.", lower_bound=0
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def align() -> None:
     """Aligns a model as the flags say."""
-    resolved = config.resolve(_CONFIG.value)
-    if resolved.compilation_cache:
-        command.keep_compiled_programs()
-    run.run(resolved, pathlib.Path(_WORKDIR.value))
+    with processes.joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
+        resolved = config.resolve(_CONFIG.value)
+        if resolved.compilation_cache:
+            command.keep_compiled_programs()
+        run.run(resolved, _WORKDIR.value)
 
 
 main = command.of(align)

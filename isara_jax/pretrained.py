@@ -5,6 +5,7 @@ import pathlib
 import shutil
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -12,7 +13,7 @@ import transformers
 from jax.sharding import Mesh
 
 from isara_jax import mesh as mesh_lib
-from isara_jax import models, storage, tokens, weights
+from isara_jax import models, remote, storage, tokens, weights
 from isara_jax.models import attention
 
 _TESTBED = pathlib.Path(__file__).parent / "testbed"
@@ -22,6 +23,12 @@ BUNDLED = {name: _TESTBED / name for name in ("tiny_llama", "tiny_opt")}
 _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+# What is read of a model at a URL; pickles are not.
+_NEEDED = ("config.json", "*.safetensors")
+_OTHERS = (
+    "model.safetensors.index.json", "generation_config.json", *_TOKENIZER, "README.md",
+    "LICEN[SC]E*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -47,7 +54,7 @@ class Pretrained(NamedTuple):
           mesh: the devices.
           kv_cache: `config.Config.kv_cache`.
         """
-        kind = choose_dtype(dtype, mesh)
+        kind = choose_dtype(dtype, mesh.devices.flat[0])
         how = attention.settings(mesh, kind, self.network.head_size, kv_cache)
         return models.build(self.network, kind, how=how)
 
@@ -61,22 +68,24 @@ class Pretrained(NamedTuple):
         return model, weights.load(self.path, model, mesh)
 
 
-def choose_dtype(name: str, mesh: Mesh) -> Any:
+def choose_dtype(name: str, device: jax.Device) -> Any:
     """`float32`, `bfloat16`, or `auto`: bf16 where the devices compute in it, else f32."""
-    narrow = name == "bfloat16" or (name == "auto" and mesh_lib.native_bf16(mesh))
+    narrow = name == "bfloat16" or (name == "auto" and mesh_lib.native_bf16(device))
     return jnp.bfloat16 if narrow else jnp.float32
 
 
 def locate(name: str) -> pathlib.Path:
-    """The directory of a model: a bundled one by its name, else a path."""
-    return BUNDLED.get(name) or pathlib.Path(name).expanduser()
+    """The directory of a model: a bundled one by its name, else a path, or a copy of a URL."""
+    return BUNDLED.get(name) or remote.folder(name, _NEEDED, _OTHERS)
 
 
 def name_of(path: pathlib.Path) -> str:
     """What a base model is called: its name on the hub if it lies in the hub's cache, or its path.
 
-    Either is something that `from_pretrained` understands.
+    Either is something that `from_pretrained` understands. A copy is called by its URL.
     """
+    if url := remote.source(path):
+        return url
     path = path.resolve()  # .../models--ORGANISATION--NAME/snapshots/REVISION
     repository = path.parent.parent.name
     if path.parent.name == "snapshots" and repository.startswith("models--"):
@@ -88,7 +97,7 @@ def read(name: str) -> Pretrained:
     """Reads and checks everything but the weights.
 
     Args:
-      name: a Hugging Face directory, or the name of a bundled model.
+      name: a Hugging Face directory, here or at a URL, or the name of a bundled model.
 
     Raises:
       ValueError: something is missing, damaged, not supported, or of another model.

@@ -20,11 +20,15 @@ class Progress:
 
     `begun` and `ended` are called from the runtime's threads, so it holds a lock and uses no JAX.
 
+    Args:
+      silent: prints nothing, as in all processes but the first.
+
     Attributes:
       seconds: of each stage, summed over the run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
         self.seconds: collections.Counter[str] = collections.Counter()
         self._requests: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -77,6 +81,8 @@ class Progress:
         self._print(f"  {stage:<10} {taken:6.1f} s   {amount:,} {unit}{rate}\n")
 
     def _print(self, text: str) -> None:
+        if self._silent:
+            return
         # A line without an end is provisional: the next one replaces it.
         erase = "\r" + " " * len(self._shown) + "\r" if self._shown else ""
         self._shown = "" if text.endswith("\n") else text

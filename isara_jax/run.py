@@ -1,7 +1,11 @@
 """The host's loop: restore, iterate, evaluate, save, compare with the baselines, report."""
 
+import contextlib
+import json
 import pathlib
 import shutil
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,6 +21,8 @@ from isara_jax import (
     mesh,
     metrics,
     pretrained,
+    processes,
+    remote,
     storage,
     weights,
 )
@@ -34,8 +40,12 @@ from isara_jax.state import Pool, State
 _FREE_FIELDS = {"execution", "compilation_cache", "mesh", "slots"}
 
 
-def run(c: config.Config, workdir: pathlib.Path) -> dict[str, Any]:
+def run(c: config.Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     """Aligns a model and writes everything into `workdir`; continues what it finds there.
+
+    Args:
+      c: the configuration.
+      workdir: a folder, here or at a URL.
 
     Returns:
       The content of `summary.json`.
@@ -43,19 +53,39 @@ def run(c: config.Config, workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
       config.UserError: something asked for cannot work; raised before anything is generated.
     """
-    progress = Progress()
-    with config.user_errors():
-        setup = prepare(c, workdir / "data", progress)
-    c = setup.config
-    _check_same_run(_record(setup), workdir)
-    progress.expect("questions", c.samples_per_iteration)
-    progress.expect("answers", c.samples_per_iteration)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (
-        jax.transfer_guard("disallow"),
-        checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints,
-    ):
-        return _Run(setup, workdir, progress, checkpoints).to_the_end()
+    progress = Progress(silent=jax.process_index() > 0)
+    with _own_folder(workdir) as place:
+        with config.user_errors():
+            setup = prepare(c, place.local / "data", progress)
+        c = setup.config
+        _check_same_run(_record(setup), place)
+        processes.check_same(json.dumps(_record(setup)))
+        if place.url is None:
+            processes.check_shared(pathlib.Path(place.checkpoints))
+        progress.expect("questions", c.samples_per_iteration)
+        progress.expect("answers", c.samples_per_iteration)
+        place.local.mkdir(parents=True, exist_ok=True)
+        with checkpoint.Checkpoints(place) as checkpoints, jax.transfer_guard("disallow"):
+            return _Run(setup, place, progress, checkpoints).to_the_end()
+
+
+@contextlib.contextmanager
+def _own_folder(workdir: str | pathlib.Path) -> Iterator[remote.Workdir]:
+    """Where this process writes: the first into the run's folder, others where nobody looks.
+
+    So all run the same code. Checkpoints, which all write, are in the run's folder.
+    """
+    with remote.workdir(workdir, jax.process_index(), jax.process_count()) as place:
+        if place.url is not None or jax.process_index() == 0:
+            yield place
+            return
+        with tempfile.TemporaryDirectory(prefix="isara_jax-") as scratch:
+            own = remote.Workdir(pathlib.Path(scratch))
+            own.checkpoints = place.checkpoints
+            for name in ("config.json", "summary.json"):  # which say what was done before
+                if (place.local / name).exists():
+                    shutil.copy(place.local / name, scratch)
+            yield own
 
 
 def _record(setup: Setup) -> dict[str, Any]:
@@ -63,9 +93,9 @@ def _record(setup: Setup) -> dict[str, Any]:
     return config.to_dict(setup.config) | {"data": setup.fingerprint}
 
 
-def _check_same_run(record: dict[str, Any], workdir: pathlib.Path) -> None:
-    """Raises `config.ConfigError` where `workdir` holds a run with another configuration."""
-    path = workdir / "config.json"
+def _check_same_run(record: dict[str, Any], place: remote.Workdir) -> None:
+    """Raises `config.ConfigError` where `place` holds a run with another configuration."""
+    path = place.local / "config.json"
     if not path.exists():
         return
     fields = storage.read_json(path)
@@ -79,7 +109,7 @@ def _check_same_run(record: dict[str, Any], workdir: pathlib.Path) -> None:
     ]
     if changed:
         raise config.ConfigError(
-            f"{workdir} holds a run with another configuration ({'; '.join(changed[:4])}). "
+            f"{place} holds a run with another configuration ({'; '.join(changed[:4])}). "
             "Choose another --workdir, or delete that one to start anew"
         )
 
@@ -88,10 +118,10 @@ class _Run:
     """A run in progress."""
 
     def __init__(
-        self, setup: Setup, workdir: pathlib.Path, progress: Progress,
+        self, setup: Setup, place: remote.Workdir, progress: Progress,
         checkpoints: checkpoint.Checkpoints,
     ) -> None:  # fmt: skip
-        self.setup, self.workdir = setup, workdir
+        self.setup, self.place, self.workdir = setup, place, place.local
         self.progress, self.checkpoints = progress, checkpoints
         self.exe = Executables(setup.program, setup.inputs)
         self.history = History(setup)
@@ -101,13 +131,14 @@ class _Run:
         finished = self.workdir / "summary.json"
         if done == self.setup.config.iterations and finished.exists():
             summary = storage.read_json(finished)
-            self.progress.say(f"{self.workdir} holds this run, finished. Its table:\n")
+            self.progress.say(f"{self.place} holds this run, finished. Its table:\n")
             self.progress.say(table.text(summary))
             return summary
-        self.progress.say(forecast.describe(self.setup, self.workdir, done))
+        self.progress.say(forecast.describe(self.setup, self.place, done))
         self.progress.say("\nCompiling")
         state = self._initial_state(done)
         storage.write_json(self.workdir / "config.json", _record(self.setup))
+        self.place.keep()
         with metrics.MetricWriter(self.workdir, -1 if done is None else done) as writer:
             state = self._iterate(state, writer)
         self._export(state.trainable)
@@ -159,6 +190,7 @@ class _Run:
             numbers = {k: v for k, v in entry.items() if isinstance(v, (int, float))}
             writer.write(number, rates | reasons | numbers)
             self.history.data["seconds"] = dict(self.progress.seconds)
+            self.place.keep()  # before the checkpoint, which vouches for it
             self.checkpoints.save(number, state, self.history.data)
         return state
 
@@ -199,9 +231,8 @@ class _Run:
         self.progress.say("\nBaselines")
         title = f"ICL, {evaluation.k} nearest"
         self._evaluate("icl_knn", title, self._fresh().trainable, k=evaluation.k)
-        whole = mesh.replicated(self.setup.program.mesh)
         for steps in sorted({max(1, round(share * total)) for share in evaluation.sft_steps}):
-            traced = jax.device_put(np.int32(steps), whole)
+            traced = mesh.place(np.int32(steps), self.setup.program.mesh)
             fitted = self.exe.fine_tune_on_seeds(self._fresh(), traced)
             jax.block_until_ready(fitted)
             self.progress.lap("baseline_train")
@@ -242,9 +273,10 @@ class _Run:
         }
         storage.write_json(self.workdir / "summary.json", summary)
         html.write(summary, self.workdir / "report.html")
+        self.place.keep()
         self.progress.say("\n" + table.text(summary))
         result = "adapter" if s.config.train.trainable == "lora" else "model"
         self.progress.say(
-            f"\nReport: {self.workdir / 'report.html'}   {result}: {self.workdir / result}"
+            f"\nReport: {self.place / 'report.html'}   {result}: {self.place / result}"
         )
         return summary

@@ -10,6 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 
+def cache() -> pathlib.Path:
+    """The user's folder for what can be had again."""
+    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return root / "isara_jax"
+
+
 def atomic_write(path: pathlib.Path, data: bytes) -> None:
     """Writes a file so that readers see the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)

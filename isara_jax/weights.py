@@ -388,6 +388,8 @@ def save(
 ) -> None:
     """Writes safetensors under Hugging Face's names: one file or, above 4 GiB, several.
 
+    Of several processes all must call it, and the first writes.
+
     Args:
       directory: created when missing.
       network: whose parameters they are.
@@ -404,6 +406,8 @@ def save(
         tensors = {name: _fetch(network, path, params, dtype) for name, path in shard.items()}
         total += sum(t.nbytes for t in tensors.values())
         weight_map |= dict.fromkeys(tensors, file)
+        if jax.process_index() > 0:  # the first has them now
+            continue
         temporary = directory / f".{file}.tmp"
         safetensors.numpy.save_file(tensors, temporary, METADATA)
         temporary.chmod(0o644)  # safetensors leaves files for their owner alone
@@ -445,9 +449,15 @@ def _fetch(network: models.DecoderConfig, path: str, params: dict, dtype: Any) -
 
 
 def _on_host(value: Any) -> np.ndarray:
-    """The values of an array; unlike `jax.device_get` it leaves no copy with the array."""
+    """The values of an array; unlike `jax.device_get` it leaves no copy with the array.
+
+    Where other processes hold parts of it, all must ask for it.
+    """
     if not isinstance(value, jax.Array):
         return np.asarray(value)
+    if not value.is_fully_addressable:
+        whole = jax.device_put(value, NamedSharding(value.sharding.mesh, PartitionSpec()))
+        return jax.device_get(whole.addressable_data(0))
     result = np.empty(value.shape, value.dtype)
     for shard in value.addressable_shards:
         if shard.replica_id == 0:

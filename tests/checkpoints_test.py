@@ -141,7 +141,7 @@ for name in ("llama", "opt"):
     folder = pathlib.Path(sys.argv[1]) / name
     model = models.build(weights.load_config(folder))
     once.clear()
-    params = weights.load(folder, model, mesh.make(config.Mesh(data=2, fsdp=2, model=2)))
+    params = weights.load(folder, model, mesh.make((2, 2, 2)))
     # Devices that hold the same slice share what was read.
     assert sum(once) == sum(x.size for x in jax.tree.leaves(params))
     weights.save(folder / "again", model.config, params)

@@ -275,7 +275,7 @@ def _mistakes():
             ("seeds.jsonl:3", "512 positions"),
         ),
         ("model", None, ("--config.model.path={folder}/none",), ("config.model.path", "none")),
-        ("devices", None, ("--config.mesh.model=64",), ("config.mesh", "64")),
+        ("devices", None, ("--config.mesh=1x1x64",), ("config.mesh=1x1x64", "choices: 1, 2, 4")),
         ("value", None, ("--config.iterations=0",), ("config.iterations=0",)),
         ("prompt", None, ("--config.answer.max_tokens=600",), ("config.answer",)),
         ("no judge", good * 1, own, ("config.task.held_out=0",)),

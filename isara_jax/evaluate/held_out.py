@@ -25,7 +25,6 @@ class HeldOut:
 
     def __init__(self, setup: Setup, exe: Executables, questions: answers.Questions) -> None:
         self._setup, self._exe, self._questions = setup, exe, questions
-        whole = mesh.replicated(setup.program.mesh)
         warm = setup.config.evaluation.temperature
         decoding = {
             suffix: sampling.SamplingParams.of(
@@ -33,7 +32,7 @@ class HeldOut:
             )
             for suffix, temperature in _DECODING.items()
         }
-        self._decoding = jax.device_put(decoding, whole)
+        self._decoding = mesh.place(decoding, setup.program.mesh)
         self._judges: list[judges.Judge] = []
         if setup.task.judge is not None:
             self._judges.append(judges.Oracle(setup.task))

@@ -378,7 +378,7 @@ class ModelJudge:
         Raises:
           config.UserError: an output is not a finite number.
         """
-        sheet = jax.device_put(self._reading.sheet(pairs), mesh_lib.replicated(self._loaded.mesh))
+        sheet = mesh_lib.place(self._reading.sheet(pairs), self._loaded.mesh)
         found = np.asarray(jax.device_get(self._call(sheet)))
         bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
         if len(bad):

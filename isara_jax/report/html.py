@@ -4,6 +4,7 @@ import functools
 import html
 import io
 import json
+import os
 import pathlib
 import re
 import warnings
@@ -32,7 +33,7 @@ p { margin: 6px 0 } .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap }
 th { text-align: right; font-weight: 600; padding: 3px 0 3px 16px; vertical-align: bottom }
 td { text-align: right; padding: 6px 0 6px 16px; border-top: 1px solid #eceeeb }
-td small, th small { color: #66727a; font-weight: 400; margin-left: 5px }
+td small, th small { color: #66727a; font-weight: 400; margin-left: 5px; white-space: nowrap }
 th:first-child, td:first-child { text-align: left; padding-left: 6px }
 th:last-child, td:last-child { padding-right: 6px }
 th.group { white-space: normal; text-align: right } tr.final td { background: #e9f4f2 }
@@ -54,6 +55,8 @@ pre { overflow-x: auto; font-size: 13px } summary { cursor: pointer; font-weight
 
 def _svg(size: tuple[float, float], name: str, draw: Callable[[Any], None]) -> str:
     """What `draw(axes)` draws, as an SVG element: text stays text, the same bytes each time."""
+    # Jupyter's own backend, handed to all it starts; where it is missing the import would fail.
+    os.environ.pop("MPLBACKEND", None)
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -206,7 +209,8 @@ def _reasons(summary: Summary) -> str:
         axes.set_ylim(len(its) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("attempts")
-        axes.figure.legend(loc="outside upper left", ncols=7, frameon=False)
+        narrow = {"handlelength": 1, "columnspacing": 1.2}  # all seven fit
+        axes.figure.legend(loc="outside upper left", ncols=7, frameon=False, **narrow)
 
     return _svg((10.6, 1.2 + 0.36 * len(its)), "What became of the generated samples", draw)
 

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from isara_jax import remote
 from isara_jax.tasks.base import Choice, Pair
 
 FIELDS = ("question", "answer")
@@ -27,7 +28,7 @@ class SeedError(ValueError):
     """A file cannot be used; the message says where, why and what to do."""
 
 
-def read_pairs(path: str | pathlib.Path) -> tuple[Pair, ...]:
+def read_pairs(path: str | remote.Path) -> tuple[Pair, ...]:
     """Reads question–answer pairs, stripped at both ends, in the order of the file.
 
     Args:
@@ -57,7 +58,7 @@ def read_pairs(path: str | pathlib.Path) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-def read_choices(path: str | pathlib.Path) -> tuple[Choice, ...]:
+def read_choices(path: str | remote.Path) -> tuple[Choice, ...]:
     """Reads questions with choices.
 
     Args:
@@ -92,7 +93,7 @@ def read_choices(path: str | pathlib.Path) -> tuple[Choice, ...]:
     return tuple(found)
 
 
-def json_rows(path: pathlib.Path, example: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_rows(path: remote.Path, example: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file of JSON lines and the numbers of their lines; blank ones are skipped.
 
     Args:
@@ -121,19 +122,19 @@ def json_rows(path: pathlib.Path, example: str) -> Iterator[tuple[int, dict[str,
         yield line, row
 
 
-def locate(path: str | pathlib.Path, question: str) -> str:
+def locate(path: str | remote.Path, question: str) -> str:
     """`file:line` of a question that `read_pairs` has read, for messages."""
-    path = pathlib.Path(path)
+    path = remote.path(path)
     lines = (line for line, row in _rows(path) if row["question"].strip() == question)
     return f"{path}:{next(lines)}"
 
 
-def _existing(path: str | pathlib.Path, suffixes: tuple[str, ...]) -> pathlib.Path:
+def _existing(path: str | remote.Path, suffixes: tuple[str, ...]) -> remote.Path:
     """`path`, if it is a file with one of the suffixes."""
-    path, kinds = pathlib.Path(path), " or ".join(suffixes)
-    if path.is_dir():
+    path, kinds = remote.path(path), " or ".join(suffixes)
+    if isinstance(path, pathlib.Path) and path.is_dir():
         raise SeedError(f"{path}: found a directory; give a {kinds} file")
-    if not path.exists():
+    if isinstance(path, pathlib.Path) and not path.exists():
         raise SeedError(f"{path}: no such file; check the path (it is relative to {path.cwd()})")
     if path.suffix.lower() not in suffixes:
         raise SeedError(
@@ -143,11 +144,11 @@ def _existing(path: str | pathlib.Path, suffixes: tuple[str, ...]) -> pathlib.Pa
     return path
 
 
-def _rows(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
+def _rows(path: remote.Path) -> Iterator[tuple[int, dict]]:
     return _READERS[path.suffix.lower()](path)
 
 
-def _read_text(path: pathlib.Path) -> str:
+def _read_text(path: remote.Path) -> str:
     try:
         data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
@@ -162,7 +163,7 @@ def _read_text(path: pathlib.Path) -> str:
         ) from error
 
 
-def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
+def _csv_rows(path: remote.Path) -> Iterator[tuple[int, dict]]:
     reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
     header: list[str] = []
     while True:
