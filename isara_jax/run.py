@@ -271,8 +271,8 @@ class _Run:
             "examples": self.history.examples(),
             "config": config.to_dict(s.config),
         }
-        storage.write_json(self.workdir / "summary.json", summary)
         html.write(summary, self.workdir / "report.html")
+        storage.write_json(self.workdir / "summary.json", summary)  # last: the run is finished
         self.place.keep()
         self.progress.say("\n" + table.text(summary))
         result = "adapter" if s.config.train.trainable == "lora" else "model"

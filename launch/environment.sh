@@ -8,8 +8,12 @@ if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (
     "Set PYTHON to one of these, e.g. PYTHON=python3.12 $0" >&2
   exit 1
 fi
-# Where venv lacks ensurepip it leaves an interpreter without pip behind: then anew.
-.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  "$python" -m venv --clear .venv >/dev/null 2>&1 || { # no ensurepip, as on Debian and Colab
+    "$python" -m venv --clear --without-pip .venv
+    "$python" -m pip --python .venv/bin/python install --quiet --disable-pip-version-check pip
+  }
+fi
 for file in "$@"; do
   # Installed once for each content of the file; a failed install leaves no stamp behind.
   stamp=.venv/installed-$(basename "$file").$(cksum <"$file" | cut -d' ' -f1)

@@ -66,7 +66,7 @@ check() { # keeps those that run, and the worst status of those that do not
     if kill -0 "$pid" 2>/dev/null; then
       running+=("$pid")
     else
-      wait "$pid" || status=$(($? > status ? $? : status))
+      wait "$pid" 2>/dev/null || status=$(($? > status ? $? : status))
     fi
   done
   pids=("${running[@]}")

@@ -72,16 +72,16 @@ def finish(started):
 CONTINUES = """
 import pathlib, sys
 import jax, numpy as np
-from isara_jax import checkpoint, config, mesh, processes, remote, setup, weights
+from isara_jax import checkpoint, config, mesh, processes, remote, retrieval, setup, weights
 from isara_jax.executables import Executables
 from tests import processes_test
 
 coordinator, number, model, folder = sys.argv[1:]
-folder, read, reads = pathlib.Path(folder), [], weights._Tensor.read
-def counted(*arguments):
-    read.append(reads(*arguments))
-    return read[-1]
-weights._Tensor.read = counted
+folder, read, searched = pathlib.Path(folder), [], []
+def noting(function, results):
+    return lambda *given, **named: (results.append(function(*given, **named)), results[-1])[1]
+weights._Tensor.read = noting(weights._Tensor.read, read)
+retrieval.search_with_scann = noting(retrieval.search_with_scann, searched)
 mesh.compiler_options = lambda _: processes_test.FAST
 with processes.joined(coordinator, 2, int(number)):
     assert (jax.device_count(), jax.local_device_count()) == (8, 4)
@@ -95,6 +95,8 @@ with processes.joined(coordinator, 2, int(number)):
     with checkpoint.Checkpoints(place) as checkpoints, guard:
         assert checkpoints.restore_host() == {"saved by": "one process"}
         state, report = exe.step(checkpoints.restore_state(exe.start(s.seeds)))
+        jax.block_until_ready(state)
+        assert len(searched) == (number == "0")  # ScaNN is asked once in all
         checkpoints.save(2, state, {"saved by": "two processes"})
     place, guard = remote.Workdir(folder / "full"), jax.transfer_guard("disallow")
     with checkpoint.Checkpoints(place) as checkpoints, guard:

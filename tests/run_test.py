@@ -1,7 +1,6 @@
 """The command as a user runs it: outputs, continuation, own data, mistakes, several devices."""
 
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -126,53 +125,6 @@ def test_an_interrupted_run_continues_where_it_stopped(whole, tmp_path, monkeypa
     ours, theirs = adapter(tmp_path), adapter(uninterrupted)
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [0, 1, 2]
-
-
-_ON_DEVICES = """
-import pathlib, sys
-import jax
-from isara_jax import config, run
-from tests.iteration_test import small
-data, fsdp, model = map(int, sys.argv[3].split("x"))
-c = small(sys.argv[1], mesh__data=data, mesh__fsdp=fsdp, mesh__model=model)
-summary = run.run(config.resolve(c), pathlib.Path(sys.argv[2]))
-assert len(jax.devices()) == 8, jax.devices()
-assert set(summary["compiles"].values()) == {1}, summary["compiles"]
-
-# The batch of the fine-tuning is spread over data and fsdp: each device reads a quarter of it.
-import functools, re
-from isara_jax import iteration, setup
-s = setup.prepare(config.resolve(c), pathlib.Path(sys.argv[2]) / "data", None)
-from isara_jax.executables import Executables
-state = Executables(s.program, s.inputs).start(s.seeds)
-fit = jax.jit(functools.partial(iteration.fine_tune, s.program))
-text = fit.lower(s.inputs, state.trainable, state.pool, state.step).compile().as_text()
-whole, length = s.program.training.rows, s.program.train_tokens
-rows, span, vocabulary = whole // (data * fsdp), s.program.answer_span, 1536 // model
-assert "all-reduce" in text
-assert re.search(rf"f32\\[{rows},{length},", text), "no activation of a part of the batch"
-# (Keys and values are handed to the next row; the gradient of that is gathered.)
-assert not re.search(rf"f32\\[{whole},{length},\\d+\\]", text), "one of the whole batch"
-assert re.search(rf"f32\\[{rows},{span},{vocabulary}\\]", text), "no logits of a part of the batch"
-assert not re.search(rf"f32\\[{whole},{span},{vocabulary}\\]", text), "those of the whole batch"
-"""
-
-
-@pytest.mark.parametrize("shape", ["2x2x2"])
-def test_a_mesh_of_eight_devices_gives_the_same_samples(whole, random_model, tmp_path, shape):
-    """Sharded over data, fsdp and model: the same tokens, and the same adapter to 1e-3."""
-    _, one, _ = whole
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    subprocess.run(
-        [sys.executable, "-c", _ON_DEVICES, str(random_model), str(tmp_path / "run"), shape],
-        cwd=ROOT, env=os.environ | flags, check=True, timeout=600,
-    )  # fmt: skip
-    for name in ("samples/iteration_1.jsonl", "samples/iteration_2.jsonl"):
-        assert (tmp_path / "run" / name).read_text() == (one / name).read_text()
-    ours, theirs = adapter(tmp_path / "run"), adapter(one)
-    for name in theirs:
-        scale = np.abs(theirs[name]).max()
-        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-3 * scale)
 
 
 def test_own_seeds_without_a_judge(random_model, tmp_path):
