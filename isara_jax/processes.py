@@ -131,7 +131,8 @@ def launched_with_others(environment: Mapping[str, str]) -> bool:
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     if hosts:
         return "," in hosts or environment.get("MEGASCALE_NUM_SLICES", "1") != "1"
-    if "JOB_COMPLETION_INDEX" in environment:  # an indexed job of Kubernetes
+    # An indexed job of Kubernetes, and how new versions of it tell the hosts of TPUs.
+    if environment.keys() & {"JOB_COMPLETION_INDEX", "TPU_PROCESS_ADDRESSES_PATH"}:
         return True
     on_tpu = (jax.config.jax_platforms or "").startswith("tpu")  # JAX sets it there
     return on_tpu and "TPU_SKIP_MDS_QUERY" not in environment
@@ -185,6 +186,7 @@ class _Watch:
         self._first = state.process_id == 0
         self._me = f"process {state.process_id} on {socket.gethostname()}"
         self._connections: list[socket.socket] = []
+        self._listener: threading.Thread | None = None
         self._ending = threading.Lock()
         if self._first:
             dual = socket.has_dualstack_ipv6()
@@ -201,7 +203,7 @@ class _Watch:
             _say(f"{self._me} cannot reach {host}:{port} ({error}): only JAX watches over it")
             return
         # Known to each other before anything can happen to this one.
-        _start(self._hear, *self._greet(connection))
+        self._listener = _start(self._hear, *self._greet(connection))
 
     def _accept(self, server: socket.socket) -> None:
         while True:
@@ -244,9 +246,14 @@ class _Watch:
         self._end(f"{self._me}: {type(error).__name__}: {error}")
 
     def done(self) -> None:
-        """Ends the watch, at a good end."""
+        """Ends the watch, at a good end.
+
+        The others wait for the first, which may have much to write; JAX would not wait for long.
+        """
         for connection in self._connections:
             _tell(connection, _DONE)
+        if self._listener is not None:
+            self._listener.join()
 
     def _end(self, sentence: str, said: str | None = None, *, code: int = 1) -> NoReturn:
         """Ends this process.
@@ -267,8 +274,10 @@ class _Watch:
         os._exit(code)
 
 
-def _start(work: Callable[..., None], *args: Any) -> None:
-    threading.Thread(target=work, args=args, daemon=True).start()
+def _start(work: Callable[..., None], *args: Any) -> threading.Thread:
+    thread = threading.Thread(target=work, args=args, daemon=True)
+    thread.start()
+    return thread
 
 
 def _tell(connection: socket.socket, text: str) -> None:
