@@ -100,7 +100,9 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
     params = weights.load(base.path, program.model, program.mesh)
     judging = tuple(reading.load(c.model.dtype, program.mesh) for reading in readings)
     # What is left of the memory decides, now that all weights are there.
-    program = plan_training(program, placement.placed_bytes((params, judging)))
+    program = plan_training(
+        program, placement.placed_bytes((params, [judge.params for judge in judging]))
+    )
     inputs = _inputs(encoded.config, base.vocabulary, params, initial)
     place = functools.partial(mesh_lib.place, mesh=program.mesh)
     return Setup(
