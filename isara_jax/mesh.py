@@ -71,9 +71,9 @@ def compiler_options(mesh: Mesh) -> dict[str, int]:
     return {"xla_gpu_dot_merger_threshold_mb": 0} if on_gpu else {}
 
 
-def batch_devices(mesh: Mesh) -> int:
+def batch_devices(mesh: Mesh | None) -> int:
     """Devices that a batch is spread over."""
-    return _extent(mesh, BATCH)
+    return 1 if mesh is None else _extent(mesh, BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -96,8 +96,10 @@ def place(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(one, tree)
 
 
-def constrain(x: jax.Array, mesh: Mesh, *spec: str | tuple[str, ...] | None) -> jax.Array:
+def constrain(x: jax.Array, mesh: Mesh | None, *spec: str | tuple[str, ...] | None) -> jax.Array:
     """Asks the partitioner to lay `x` out so; an axis that does not divide stays whole."""
+    if mesh is None or mesh.size == 1:
+        return x
     fitted = [
         axes if axes is None or size % _extent(mesh, axes) == 0 else None
         for size, axes in zip(x.shape, spec, strict=False)

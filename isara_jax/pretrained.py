@@ -56,7 +56,7 @@ class Pretrained(NamedTuple):
         """
         kind = choose_dtype(dtype, mesh.devices.flat[0])
         how = attention.settings(mesh, kind, self.network.head_size, kv_cache)
-        return models.build(self.network, kind, how=how)
+        return models.build(self.network, kind, how=how, mesh=mesh)
 
     def load(self, dtype: str, mesh: Mesh) -> tuple[models.Decoder, dict[str, Any]]:
         """The module and its weights on the mesh; `dtype` as for `choose_dtype`.

@@ -1,9 +1,11 @@
 """Supervised fine-tuning: a traced number of steps over batches packed into streams.
 
-Samples of a batch are laid end to end (`packing.streams`), so that no matrix sees padding. The
+Samples of a batch are dealt out to the devices and laid end to end (`packing.streams`), so that no
+matrix sees padding and no device waits for another's rows. The
 gradients of its streams are summed and divided by all their tokens: it is the batch's own.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,7 +17,7 @@ from jax.sharding import Mesh
 from isara_jax import config, lora, models, packing
 from isara_jax import mesh as mesh_lib
 
-LOGITS_BYTES = 512 << 20  # of f32 logits at once
+LOGITS_BYTES = 512 << 20  # of f32 logits at once on a device
 
 # Tokens of a stream on a device: matrix products of 4,096 rows fill an accelerator, below 1,024
 # they wait for the weights; a CPU's caches prefer fewer.
@@ -93,7 +95,7 @@ def token_losses(
 ) -> jax.Array:
     """Cross-entropy `[B, T]` in nats of `targets [B, T]` after `hidden [B, T, E]`.
 
-    Logits of more than `LOGITS_BYTES` never exist at once: positions are projected on the
+    A device never holds logits of more than `LOGITS_BYTES`: positions are projected on the
     vocabulary in portions, and again for the gradient (as in Liger Kernel, arXiv 2410.10989).
     """
 
@@ -102,7 +104,8 @@ def token_losses(
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
 
     batch, length = targets.shape
-    at_once = max(1, LOGITS_BYTES // (4 * batch * model.config.vocab_size))
+    on_a_device = -(-batch // mesh_lib.batch_devices(model.mesh))
+    at_once = max(1, LOGITS_BYTES // (4 * on_a_device * model.config.vocab_size))
     if at_once >= length:
         return losses(hidden, targets)
     portions = -(-length // at_once)
@@ -118,15 +121,16 @@ def token_losses(
 
 
 def stream_loss(model: models.Decoder, variables: dict, stream: packing.Streams) -> jax.Array:
-    """Sum of the cross-entropy over a stream's answers and their EOS, in nats.
+    """Sum of the cross-entropy over the answers of P streams and their EOS, in nats.
 
     Args:
       model: the network.
       variables: its parameters.
-      stream: one, in rows: tokens `[R, T]`, answers `[R, M / R]`.
+      stream: ids and positions in rows `[R, T]`; segments `[P, C]`, answers `[P, M]`.
     """
     hidden, _ = model.apply(variables, stream.ids, stream.positions, segments=stream.segments)
-    answers = hidden.reshape(-1, hidden.shape[-1])[stream.before]
+    hidden = hidden.reshape(*stream.segments.shape, -1)
+    answers = jnp.take_along_axis(hidden, stream.before[..., None], axis=1)
     losses = token_losses(model, variables, answers, stream.targets)
     return jnp.sum(losses * stream.inside)
 
@@ -230,12 +234,12 @@ def fit(
         """Summed loss and its gradient."""
 
         def one(index: jax.Array) -> tuple:
-            stream = _laid_out(jax.tree.map(lambda x: x[index], batch), rows, mesh)
+            stream = _laid_out(jax.tree.map(lambda x: x[:, index], batch), rows, mesh)
             return jax.value_and_grad(
                 lambda t: stream_loss(model, lora.variables(base, t, train), stream)
             )(trainable)
 
-        if batch.ids.shape[0] == 1:
+        if batch.ids.shape[1] == 1:
             return one(jnp.int32(0))
         zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), trainable))
         add = lambda index, total: jax.tree.map(jnp.add, total, one(index))  # noqa: E731
@@ -248,8 +252,8 @@ def fit(
         at = place * b + jnp.arange(b)
         picked = order[at % order.shape[0]]
         lengths = jnp.where(at < count, sequences.lengths[picked], 0)
-        batch, used = packing.streams(
-            sequences.ids[picked], lengths, sequences.begin[picked], rows=rows, span=span
+        batch, used = _packed(
+            sequences.ids[picked], lengths, sequences.begin[picked], rows, span, mesh
         )
         answered = jnp.maximum(jnp.sum(batch.inside), 1)
         value, grads = jax.tree.map(lambda x: x / answered, gradient(trainable, batch, used))
@@ -267,10 +271,33 @@ def fit(
     return Fit(trainable, steps, first / tenth, last / tenth, tokens)
 
 
-def _laid_out(stream: packing.Streams, rows: int, mesh: Mesh) -> packing.Streams:
-    """One stream, its tokens and its answers in rows over the batch's devices."""
+def _packed(
+    ids: jax.Array, lengths: jax.Array, begin: jax.Array, rows: int, span: int, mesh: Mesh
+) -> tuple[packing.Streams, jax.Array]:
+    """The batch dealt out to the devices it is spread over, each with streams of its own.
+
+    So neither a row's keys and values nor what the loss reads of it is another device's.
+
+    Returns:
+      The streams, with an axis of devices before all others, and how many the longest of them has.
+    """
+    devices = mesh_lib.batch_devices(mesh)
+
+    def dealt(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, devices, *x.shape[1:]).swapaxes(0, 1)
+
+    pack = functools.partial(packing.streams, rows=rows // devices, span=span)
+    streams, used = jax.vmap(pack)(dealt(ids), dealt(lengths), dealt(begin))
+    return streams, jnp.max(used)
+
+
+def _laid_out(streams: packing.Streams, rows: int, mesh: Mesh) -> packing.Streams:
+    """One stream a device, where it is to be; ids and positions in rows."""
 
     def spread(x: jax.Array) -> jax.Array:
-        return mesh_lib.constrain(x.reshape(rows, -1), mesh, mesh_lib.BATCH, None)
+        return mesh_lib.constrain(x, mesh, mesh_lib.BATCH, None)
 
-    return jax.tree.map(spread, stream)
+    streams = streams._replace(
+        ids=streams.ids.reshape(rows, -1), positions=streams.positions.reshape(rows, -1)
+    )
+    return jax.tree.map(spread, streams)

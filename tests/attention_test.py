@@ -42,21 +42,21 @@ def test_causal_blocks_equal_torch(length, row_by_row):
     np.testing.assert_allclose(found, by_torch(q, k, v, is_causal=True), atol=2e-6)
 
 
-def test_a_stream_keeps_its_segments_apart():
-    """Segments within a row, over its end, as long as a row; and padding disturbs nothing."""
-    lengths, rows, length = (3, 8, 7, 1, 8, 2), 4, 8
-    segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    segments = np.pad(segments, (0, rows * length - len(segments))).reshape(rows, length)
-    q, k, v = (x.reshape(rows, length, *x.shape[2:]) for x in random_qkv(1, rows * length))
-    found = np.asarray(tiny.jit(attention.in_stream)(q, k, v, segments)).reshape(-1, 4, 8)
+def test_streams_keep_their_segments_apart():
+    """Segments within a row, over its end, as long as a row, as the stream before has; padding."""
+    lengths, rows, length = [(3, 8, 7, 1, 8, 2), (5, 8, 8, 8, 3)], 4, 8
+    segments = [np.repeat(np.arange(1, len(of_stream) + 1), of_stream) for of_stream in lengths]
+    segments = np.stack([np.pad(s, (0, rows * length - len(s))) for s in segments])
+    q, k, v = random_qkv(2, rows * length)
+    in_rows = (x.reshape(2 * rows, length, *x.shape[2:]) for x in (q, k, v))
+    found = np.asarray(tiny.jit(attention.in_stream)(*in_rows, segments)).reshape(q.shape)
     assert np.isfinite(found).all()
-    flat = [x.reshape(1, rows * length, *x.shape[2:]) for x in (q, k, v)]
-    start = 0
-    for n in lengths:
-        part = (x[:, start : start + n] for x in flat)
-        expected = by_torch(*part, is_causal=True)[0]
-        np.testing.assert_allclose(found[start : start + n], expected, atol=2e-6)
-        start += n
+    for stream in range(2):
+        ends = np.cumsum(lengths[stream])
+        for start, end in zip(ends - lengths[stream], ends, strict=True):
+            part = (x[stream : stream + 1, start:end] for x in (q, k, v))
+            expected = by_torch(*part, is_causal=True)[0]
+            np.testing.assert_allclose(found[stream, start:end], expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("where", HOW)

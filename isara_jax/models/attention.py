@@ -93,7 +93,7 @@ def attend(
       v: `[B, T, K, h]`.
       positions: `[B, T]`.
       cache: of S rows, or None for a chunk that starts its sequences.
-      segments: `[B, T]` of a stream, or None.
+      segments: `[P, C]` of P streams of which the chunk is the rows, or None.
 
     Returns:
       `[B, T, H * h]`, and the cache with this token or, without one, of the chunk's T rows.
@@ -140,10 +140,10 @@ def _in_stream(how: Settings) -> Callable[..., jax.Array]:
 
 
 def in_stream(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-    """Causal attention inside the segments of one stream that is cut into rows.
+    """Causal attention inside the segments of streams that are cut into rows of T tokens.
 
     No segment is longer than a row. So each quarter of a row sees itself and the row's length
-    before it:
+    before it, in the same stream:
 
         row before   . . . . . . . .
         row          . . . . . . . .
@@ -154,22 +154,24 @@ def in_stream(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> 
       q: `[R, T, H, h]`.
       k: `[R, T, K, h]`.
       v: `[R, T, K, h]`.
-      segments: `[R, T]`, T a multiple of `STREAM_BLOCKS`.
+      segments: `[P, C]` of P streams, C a multiple of T, and T of `STREAM_BLOCKS`.
 
     Returns:
       `[R, T, H, h]`.
     """
-    rows, length = segments.shape
+    streams, length = segments.shape[0], q.shape[1]
     block = length // STREAM_BLOCKS
 
     def windows(x: jax.Array, first: int = 0) -> jax.Array:
-        before = jnp.roll(x, 1, axis=0).at[0].set(first)
-        both = jnp.concatenate([before, x], axis=1)
+        """`[R, T, ...]` as `[R * STREAM_BLOCKS, T + block, ...]`."""
+        x = x.reshape(streams, -1, *x.shape[1:])
+        before = jnp.roll(x, 1, axis=1).at[:, 0].set(first)
+        both = jnp.concatenate([before, x], axis=2)
         starts = range(0, length, block)
-        parts = [both[:, start : start + length + block] for start in starts]
-        return jnp.stack(parts, axis=1).reshape(-1, length + block, *x.shape[2:])
+        parts = [both[:, :, start : start + length + block] for start in starts]
+        return jnp.stack(parts, axis=2).reshape(-1, length + block, *x.shape[3:])
 
-    own, seen = segments.reshape(-1, block), windows(segments, first=-1)
+    own, seen = segments.reshape(-1, block), windows(segments.reshape(-1, length), first=-1)
     visible = jnp.arange(length + block) <= length + jnp.arange(block)[:, None]
     visible &= own[:, :, None] == seen[:, None]
     heads = Heads.of(q.reshape(-1, block, *q.shape[2:]), windows(k), windows(v))

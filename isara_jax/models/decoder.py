@@ -9,8 +9,10 @@ from typing import Any, ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from isara_jax import mesh as mesh_lib
 from isara_jax.models import attention, layers
 
 Cache = tuple[attention.LayerCache, ...]
@@ -74,12 +76,16 @@ class Decoder(nn.Module):
       dtype: of weights and activations.
       remat: for a gradient blocks are computed again, and only what passes between them is kept.
       how: attention is computed.
+      mesh: the devices. Many tokens stay where their sequences are, and weights that are split over
+        `fsdp` are gathered for them. One token a sequence is less than the weights: in a decoding
+        step these stay where they are, and what they make of their share of D is added up.
     """
 
     config: Any
     dtype: Any = jnp.float32
     remat: bool = False
     how: attention.Settings = attention.Settings()
+    mesh: Mesh | None = None
 
     block: ClassVar[type[nn.Module]]
 
@@ -98,7 +104,7 @@ class Decoder(nn.Module):
     def begin(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """What the first block reads, `[B, T, D]`."""
         del positions
-        return self.embed(tokens)
+        return self.look_up(self.embed, tokens)
 
     def end(self, x: jax.Array) -> jax.Array:
         """What the heads read, `[B, T, E]`, of the last block's output `[B, T, D]`."""
@@ -119,7 +125,7 @@ class Decoder(nn.Module):
           positions: `[B, T]`, default 0..T-1.
           cache: the layers' caches, or None for a chunk that starts its sequences.
           n_layers: stop after this many blocks, without the final norm (for embeddings).
-          segments: `[B, T]`, where `tokens` are one stream of sequences cut into rows: numbers of
+          segments: `[P, C]`, where `tokens` are P streams of sequences cut into rows: numbers of
             the sequences, none of them longer than a row; else None.
 
         Returns:
@@ -128,12 +134,23 @@ class Decoder(nn.Module):
         """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        x, updated = self.begin(tokens, positions), []
+        x, updated = self._spread(self.begin(tokens, positions)), []
         for index, block in enumerate(self.layers[:n_layers]):
             past = None if cache is None else cache[index]
             x, layer_cache = block(x, positions, past, segments)
+            x = self._spread(x)
             updated.append(layer_cache)
         return (self.end(x) if n_layers is None else x), tuple(updated)
+
+    def _spread(self, x: jax.Array) -> jax.Array:
+        """What passes between blocks, `[B, T, D]`, where `mesh` says."""
+        spec = (mesh_lib.BATCH, None, None) if x.shape[1] > 1 else ("data", None, "fsdp")
+        return mesh_lib.constrain(x, self.mesh, *spec)
+
+    def look_up(self, table: nn.Embed, rows: jax.Array, axis: str | None = "model") -> jax.Array:
+        """Rows `[B, T]` of a table, `[B, T, D]`; `axis` of the mesh has the table's rows."""
+        spec = (axis, None) if rows.shape[1] > 1 else (axis, "fsdp")
+        return jnp.take(mesh_lib.constrain(table.embedding, self.mesh, *spec), rows, axis=0)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits `[..., V]` in f32 of hidden states `[..., E]`."""

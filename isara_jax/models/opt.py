@@ -174,9 +174,9 @@ class Opt(decoder.Decoder):
             self.norm = layers.LayerNorm(c.affine_norm)
 
     def begin(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        x = self.embed(tokens)
+        x = self.look_up(self.embed, tokens)
         x = self.project_in(x) if self.config.narrow_width else x
-        return x + self.positions(positions + POSITION_OFFSET)
+        return x + self.look_up(self.positions, positions + POSITION_OFFSET, axis=None)
 
     def end(self, x: jax.Array) -> jax.Array:
         x = self.norm(x) if self.config.final_norm else x
