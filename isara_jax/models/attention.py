@@ -47,7 +47,8 @@ class Settings:
         rows together; any other order they copy whole, in every step.
       int8: caches hold 8 bits.
       cudnn: chunks attend by cuDNN's fused kernel, which keeps no scores.
-      row_by_row: a chunk's rows attend one after the other, so that a CPU's caches hold the scores.
+      row_by_row: a chunk's rows attend one after the other, so that a CPU's caches hold the scores;
+        where rows are spread over devices, each would have to compute all of them.
       read: rows of a cache that a step reads; 0 for all.
     """
 
@@ -71,8 +72,12 @@ def settings(mesh: Mesh, dtype: Any, head_size: int, kv_cache: str = "auto") -> 
     fused = mesh_lib.gpu_generation(mesh.devices.flat[0]) >= 8.0 and jnp.dtype(dtype).itemsize == 2
     fused &= head_size % 8 == 0 and head_size <= 128
     on_cpu = mesh_lib.on_cpu(mesh)
-    order = "BKSh" if on_cpu else "SBKh"
-    return Settings(order=order, int8=kv_cache == "int8", cudnn=fused, row_by_row=on_cpu)
+    return Settings(
+        order="BKSh" if on_cpu else "SBKh",
+        int8=kv_cache == "int8",
+        cudnn=fused,
+        row_by_row=on_cpu and mesh_lib.batch_devices(mesh) == 1,
+    )
 
 
 def attend(
