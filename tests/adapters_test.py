@@ -29,7 +29,7 @@ def network(family):
     return tiny.ported(tiny.TORCH[family](**NETWORKS[family]))
 
 
-@functools.partial(tiny.jit, static_argnames=("model", "settings"))
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
 def _logits(model, params, adapter, settings):
     variables = lora.variables(params, adapter, config.Train(lora=settings))
     return model.apply(variables, jnp.asarray(IDS), method="everything")

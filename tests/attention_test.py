@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 import torch
 
 from isara_jax import pretrained
@@ -38,7 +37,7 @@ def test_causal_blocks_equal_torch(length, row_by_row):
     """One block, blocks that end with the chunk, and blocks that do not."""
     q, k, v = random_qkv(2, length)
     how = Settings(row_by_row=row_by_row)
-    found = tiny.jit(lambda *x: attention.causally(how, *x))(q, k, v)
+    found = jax.jit(lambda *x: attention.causally(how, *x))(q, k, v)
     np.testing.assert_allclose(found, by_torch(q, k, v, is_causal=True), atol=2e-6)
 
 
@@ -49,7 +48,7 @@ def test_streams_keep_their_segments_apart():
     segments = np.stack([np.pad(s, (0, rows * length - len(s))) for s in segments])
     q, k, v = random_qkv(2, rows * length)
     in_rows = (x.reshape(2 * rows, length, *x.shape[2:]) for x in (q, k, v))
-    found = np.asarray(tiny.jit(attention.in_stream)(*in_rows, segments)).reshape(q.shape)
+    found = np.asarray(jax.jit(attention.in_stream)(*in_rows, segments)).reshape(q.shape)
     assert np.isfinite(found).all()
     for stream in range(2):
         ends = np.cumsum(lengths[stream])
@@ -69,7 +68,7 @@ def test_steps_over_a_cache_equal_torch(where, int8):
     columns = np.array([2, 0, 7, 1])  # of a cache of 5: the third chunk is dropped
     q_steps, k_steps, v_steps = random_qkv(5, 2, seed=1)
 
-    @tiny.jit
+    @jax.jit
     def run(k, v):
         halves = tuple(attention.empty(how, 12, 5, 2, 8, jnp.float32) for _ in range(2))
         # What lies behind a sequence's end must never be read.

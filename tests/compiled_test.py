@@ -4,6 +4,7 @@ A second copy of the cache, or of the weights, in a step costs as much as the st
 other test sees it.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -16,11 +17,21 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import memory
-from isara_jax import estimate, hlo, pieces
+from isara_jax import blueprint, estimate, hardware, hlo, pieces
 from isara_jax.models import llama
+from tests import plan_test
 
 MB = 10**6
 APART = pathlib.Path(sys.prefix) / "libtpu"  # where launch/test.sh installs it
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_run(monkeypatch):
+    """Compiled as for a run; the other tests do without most optimisations."""
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def test_what_a_loop_moves_is_found():
@@ -55,7 +66,7 @@ def test_a_step_on_a_cpu_copies_no_cache():
 )
 def test_a_step_on_an_accelerator_copies_neither_cache_nor_weights(plugin, topology):
     """LLaMA-7B's width: temporaries below 5 % of the cache, nothing above 50 MB is moved."""
-    if not (importlib.util.find_spec(plugin) or (APART / plugin).is_dir()):
+    if not _installed(plugin):
         pytest.skip(f"{plugin} is not installed, which compiles for {topology}")
     found = _measured(f"--topology={topology}", "--mesh=1x1x1", "--layers=2", "--moved=50")
     program = found["programs"]["decode"]
@@ -63,18 +74,46 @@ def test_a_step_on_an_accelerator_copies_neither_cache_nor_weights(plugin, topol
     assert program["temp_GB"] < 0.05 * found["cache_GB"]
 
 
+def check_exchanges(topology="v5e:2x4"):
+    """Of the whole iteration on 2 x 2 x 2 chips, with caches larger than anything else."""
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    c = plan_test.settings(mesh="2x2x2")
+    stage = dataclasses.replace(c.answer, prompt_tokens=384)
+    c = dataclasses.replace(c, slots=64, samples_per_iteration=128, answer=stage)
+    network = dataclasses.replace(plan_test.NETWORK, n_layers=2)
+    b = blueprint.draw(c, blueprint.of_shape(network), hardware.devices(topology))
+    text = b.executables.compiled_step(b.state).as_text()
+    half_a_layer = estimate.cache_bytes(b) / (2 * network.n_layers)
+    found = hlo.collectives(text)
+    assert {"all-gather", "all-reduce"} <= {exchange.kind for exchange in found}
+    for exchange in found:
+        assert exchange.bytes < 0.75 * half_a_layer, exchange
+
+
+def test_no_device_is_sent_the_cache_of_others():
+    """Weights and activations cross the mesh, keys and values in the cache never do."""
+    if not _installed("libtpu"):
+        pytest.skip("libtpu is not installed, which compiles for TPUs")
+    done = _apart("-c", "from tests import compiled_test; compiled_test.check_exchanges()")
+    assert "Involuntary full rematerialization" not in done.stderr
+
+
+def _installed(plugin):
+    return importlib.util.find_spec(plugin) or (APART / plugin).is_dir()
+
+
 def _measured(*flags):
     """The last line of `benchmarks.memory`."""
-    done = _apart("benchmarks.memory", "--shape=llama_7b", "--program=decode", *flags)
+    done = _apart("-m", "benchmarks.memory", "--shape=llama_7b", "--program=decode", *flags)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _apart(module, *flags):
-    """A command in a process of its own: its compiler stays out of the tests'."""
+def _apart(*command):
+    """Python in a process of its own: its compiler stays out of the tests'."""
     root = pathlib.Path(__file__).parents[1]
     paths = [str(APART), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-m", module, *flags], cwd=root,
+        [sys.executable, *command], cwd=root,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -95,7 +95,7 @@ class Exported:
         self.model, self.params = tiny.load(self.base)
         self.adapter, self.settings = adapters.load(self.workdir / "adapter", self.model.config)
         self.variables = lora.variables(self.params, self.adapter, config.Train(lora=self.settings))
-        self.everything = tiny.jit(lambda v, ids: self.model.apply(v, ids, method="everything"))
+        self.everything = jax.jit(lambda v, ids: self.model.apply(v, ids, method="everything"))
 
     def torch_base(self):
         return transformers.AutoModelForCausalLM.from_pretrained(self.base).eval()

@@ -38,7 +38,7 @@ def random_adapter(network, settings, seed=0):
     return jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(np.float32), fresh)
 
 
-@functools.partial(tiny.jit, static_argnames=("model", "settings"))
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
 def logits(model, params, adapter, settings):
     variables = lora.variables(params, adapter, config.Train(lora=settings))
     return model.apply(variables, jnp.asarray(IDS), method="everything")
@@ -136,7 +136,7 @@ def one_stream(sequences=None):
 
 def fit(model, params, start, settings, steps=STEPS, sequences=None, rows=3):
     sequences = jax.tree.map(jnp.asarray, sequences or some_sequences())
-    fitted = tiny.jit(train.fit, static_argnames=("model", "train", "span", "rows", "mesh"))
+    fitted = jax.jit(train.fit, static_argnames=("model", "train", "span", "rows", "mesh"))
     return fitted(
         model, params, start, sequences, settings, train.TrainParams.of(settings),
         jnp.int32(steps), jax.random.key(0), span=SPAN, rows=rows,
@@ -317,7 +317,7 @@ def test_every_epoch_reads_each_sequence_once():
     start = random_adapter(model.config, settings.lora)
     variables = lora.variables(params, start, settings)
     stream = one_stream(sequences)
-    whole = tiny.jit(train.stream_loss, static_argnums=0)(model, variables, stream)
+    whole = jax.jit(train.stream_loss, static_argnums=0)(model, variables, stream)
     whole = float(whole) / int(stream.inside.sum())
     # Ten passes of three steps: the first tenth of the steps, and the last, are whole passes.
     fitted = fit(model, params, start, settings, 30, sequences)

@@ -134,10 +134,9 @@ def compare(folder, family, first, *others):
 def test_every_mesh_gives_the_same_run(tmp_path, family, meshes):
     """Requests keyed by their number, exact gradients, checkpoints that know no mesh."""
     eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    quickly_compiled = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.meshes_test", str(tmp_path), family, *meshes.split()],
-        cwd=ROOT, env=os.environ | eight | quickly_compiled, check=False,
+        cwd=ROOT, env=os.environ | eight, check=False,
         capture_output=True, text=True,
     )  # fmt: skip
     assert not done.returncode, done.stderr

@@ -128,7 +128,7 @@ def greedy_texts(theirs, suppressed=None):
     return Texts(ids, generated, logits)
 
 
-@functools.partial(tiny.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def read_both_ways(model, params, ids):
     """Logits of whole rows `[B, T, V]`, and of their last 64 tokens by the cache `[64, B, V]`."""
     variables, c = {"params": params}, model.config
@@ -201,7 +201,7 @@ def test_variant_equals_transformers(family, name, record_property):
     assert models.from_hf(json.loads(json.dumps(written)), "written") == model.config
 
 
-@functools.partial(tiny.jit, static_argnames="sampler")
+@functools.partial(jax.jit, static_argnames="sampler")
 def generated(sampler, params, prompts, table):
     greedy = sampling.SamplingParams(jnp.float32(0), jnp.int32(0), jnp.float32(1))
     return decode.generate(sampler, {"params": params}, prompts, jax.random.key(0), greedy, table)

@@ -115,7 +115,6 @@ def session(random_model, tmp_path_factory):
     own = {"NAME": "sums", "SEEDS": "upload", "HELD_OUT": HELD_OUT, "MODEL": str(random_model)}
     session = Session(folder, NOTEBOOK.parent, **own, OWN_QUESTION="What is 7 and 7?")
     environment = os.environ | {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles faster, to slower code
         "PYTHONPATH": str(without_torch(folder)),
         "MPLBACKEND": "colab",  # what a kernel names here is not installed in .venv
     }

@@ -53,8 +53,7 @@ def extrapolate():
 
 def test_two_and_four_blocks_tell_of_six():
     """Operations and exchanges of a deep model, without the hours that compiling it takes."""
-    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # fmt: skip
+    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", "from tests import plan_test; plan_test.extrapolate()"],
         cwd=ROOT, env=os.environ | four, check=False, capture_output=True, text=True,
@@ -68,11 +67,7 @@ def measured(random_model, tmp_path_factory):
     """The plan of a small model's folder on this machine's device."""
     c = config.resolve(small(random_model, mesh="1x1x1"))
     c, base = blueprint.read(c, tmp_path_factory.mktemp("data"))
-    jax.config.update("jax_disable_most_optimizations", True)  # compiles three times as fast
-    try:
-        return c, base, plan.measure(c, base, jax.devices()[:1], KIND)
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    return c, base, plan.measure(c, base, jax.devices()[:1], KIND)
 
 
 def test_memory_is_that_of_the_files(measured, random_model):

@@ -14,14 +14,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from isara_jax import checkpoint, config, mesh, processes, remote, setup
+from isara_jax import checkpoint, config, processes, remote, setup
 from isara_jax.executables import Executables
 from tests.iteration_test import adapter_distance, small
 
 ROOT = pathlib.Path(__file__).parents[1]
 HOST = socket.gethostname()
-# Compiles three times as fast, to slower code.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +70,7 @@ def finish(started):
 CONTINUES = """
 import pathlib, sys
 import jax, numpy as np
-from isara_jax import checkpoint, config, mesh, processes, remote, retrieval, setup, weights
+from isara_jax import checkpoint, config, processes, remote, retrieval, setup, weights
 from isara_jax.executables import Executables
 from tests import processes_test
 
@@ -82,7 +80,6 @@ def noting(function, results):
     return lambda *given, **named: (results.append(function(*given, **named)), results[-1])[1]
 weights._Tensor.read = noting(weights._Tensor.read, read)
 retrieval.search_with_scann = noting(retrieval.search_with_scann, searched)
-mesh.compiler_options = lambda _: processes_test.FAST
 with processes.joined(coordinator, 2, int(number)):
     assert (jax.device_count(), jax.local_device_count()) == (8, 4)
     c = processes_test.short(model, folder / f"seeds_{number}.jsonl", "1x4x2")
@@ -111,9 +108,8 @@ with processes.joined(coordinator, 2, int(number)):
 """
 
 
-def test_two_processes_continue_what_one_began_and_one_what_two_did(model, tmp_path, monkeypatch):
+def test_two_processes_continue_what_one_began_and_one_what_two_did(model, tmp_path):
     """On 2 x 4 devices the tokens of 1 x 1, and the adapter to 1e-4; checkpoints fit both."""
-    monkeypatch.setattr(mesh, "compiler_options", lambda _: FAST)
     s = setup.prepare(short(model, tmp_path / "seeds.jsonl", "1x1x1"), tmp_path, None)
     exe, whole = Executables(s.program, s.inputs), s.inputs.base
     state, _ = exe.step(exe.start(s.seeds))

@@ -46,16 +46,6 @@ MERGED = (
 )
 
 
-# Compiles three times as fast, to slower code: what small models need.
-jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
-
-
 def torch_model(kind: type, seed: int = 0, **changed) -> transformers.PreTrainedModel:
     """A random model of a `transformers` class; every tensor matters, biases and norms included."""
     sizes = OPT_SIZES if kind.config_class is transformers.OPTConfig else SIZES
@@ -98,7 +88,7 @@ def ported(theirs: transformers.PreTrainedModel) -> tuple[our_models.Decoder, di
         return load(pathlib.Path(folder))
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _everything(model, params, ids):
     return model.apply({"params": params}, ids, method="everything")
 

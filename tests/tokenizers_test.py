@@ -247,7 +247,7 @@ def test_none_of_them_needs_torch():
 PAIRS, ROOM = 4, 72  # demonstrations and a question; tokens a text may have
 
 
-@functools.partial(tiny.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def pack(template, pairs, question):
     """A prompt with all pairs, and the training sequences of the pairs."""
     shown = packing.demonstrations(template, pairs, capacity=2 * ROOM + template.overhead(0))
@@ -347,7 +347,7 @@ def test_text_that_looks_like_the_template(kind, tmp_path):
 # --- generation --------------------------------------------------------------------------------
 
 
-@functools.partial(tiny.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def generated(sampler, params, prompts, temperature, table):
     how = sampling.SamplingParams(temperature, jnp.int32(0), jnp.float32(1))
     return decode.generate(sampler, {"params": params}, prompts, jax.random.key(0), how, table)

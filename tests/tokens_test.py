@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -207,7 +208,7 @@ def as_pairs(vocab, pairs):
     )
 
 
-@functools.partial(tiny.jit, static_argnames=("template", "capacity", "show_answers"))
+@functools.partial(jax.jit, static_argnames=("template", "capacity", "show_answers"))
 def pack(template, pairs, chosen, question, capacity, show_answers=True):
     room = Q + A + template.overhead(0)
     shown = packing.demonstrations(template, pairs, capacity=room, show_answers=show_answers)
@@ -287,7 +288,7 @@ def test_training_sequences_show_the_pair_and_mark_the_answer(vocab):
     """A sequence is BOS, the pair under the headers, EOS; the loss begins at the answer."""
     template, texts = packing.Template.of(vocab), random_pairs(8)
     capacity = Q + A + template.overhead(0) + 1
-    ids, lengths, begin = tiny.jit(packing.training_sequences, static_argnums=(0, 2))(
+    ids, lengths, begin = jax.jit(packing.training_sequences, static_argnums=(0, 2))(
         template, as_pairs(vocab, texts), capacity
     )
     for row, length, start, (q, a) in zip(np.asarray(ids), lengths, begin, texts, strict=True):
@@ -303,7 +304,7 @@ def test_training_sequences_show_the_pair_and_mark_the_answer(vocab):
         assert row[:start].tolist() == prompt[:start].tolist()
 
 
-concatenated = tiny.jit(packing.concatenate, static_argnums=1)
+concatenated = jax.jit(packing.concatenate, static_argnums=1)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
