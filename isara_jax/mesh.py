@@ -98,7 +98,7 @@ def place(tree: Any, mesh: Mesh) -> Any:
 
 def constrain(x: jax.Array, mesh: Mesh | None, *spec: str | tuple[str, ...] | None) -> jax.Array:
     """Asks the partitioner to lay `x` out so; an axis that does not divide stays whole."""
-    if mesh is None or mesh.size == 1:
+    if mesh is None:
         return x
     fitted = [
         axes if axes is None or size % _extent(mesh, axes) == 0 else None

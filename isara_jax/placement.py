@@ -24,10 +24,10 @@ def choose(
 ) -> mesh_lib.Shape:
     """The mesh of `config.mesh`, checked; `auto` spreads the batch as far as the memory allows.
 
-    Sampling reads all weights for each token. Along `model` a device reads its own part, along
-    `data` each reads them whole but for more sequences, along `fsdp` they are gathered in every
-    step. So weights are split over as few devices as hold them, over `fsdp` only where no split
-    over `model` is enough.
+    Sampling reads all weights for each token. Along `data` a device reads them whole, but for more
+    sequences; along `model` its own part, and activations are exchanged; along `fsdp` its own part
+    too, but weights are gathered for every refill and every stream. So weights are split over as
+    few devices as hold them, over `fsdp` only where no split over `model` is enough.
 
     Args:
       c: the configuration.

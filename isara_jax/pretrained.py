@@ -56,7 +56,8 @@ class Pretrained(NamedTuple):
         """
         kind = choose_dtype(dtype, mesh.devices.flat[0])
         how = attention.settings(mesh, kind, self.network.head_size, kv_cache)
-        return models.build(self.network, kind, how=how, mesh=mesh)
+        several = mesh if mesh.size > 1 else None
+        return models.build(self.network, kind, how=how, mesh=several)
 
     def load(self, dtype: str, mesh: Mesh) -> tuple[models.Decoder, dict[str, Any]]:
         """The module and its weights on the mesh; `dtype` as for `choose_dtype`.

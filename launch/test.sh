@@ -13,5 +13,6 @@ print(next(r.split(";")[0].strip() for r in requires("jax") if r.startswith("lib
 fi
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-# Two at a time: much of it is XLA compiling on one core.
-exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+# Two at a time: much of it is XLA compiling on one core. By name: few and long tests would else be
+# the last, on one core alone.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

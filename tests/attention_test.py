@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from isara_jax import mesh as mesh_lib
 from isara_jax import pretrained
 from isara_jax.models import attention
 from isara_jax.models.attention import Settings
@@ -108,7 +109,7 @@ def test_eight_bits_keep_what_they_can():
 
 def devices(platform, capability=None):
     device = types.SimpleNamespace(platform=platform, compute_capability=capability)
-    return types.SimpleNamespace(devices=np.array([device]))
+    return types.SimpleNamespace(devices=np.array([device]), shape=dict.fromkeys(mesh_lib.AXES, 1))
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,9 @@ class Decoder(nn.Module):
       dtype: of weights and activations.
       remat: for a gradient blocks are computed again, and only what passes between them is kept.
       how: attention is computed.
-      mesh: the devices. Many tokens stay where their sequences are, and weights that are split over
-        `fsdp` are gathered for them. One token a sequence is less than the weights: in a decoding
-        step these stay where they are, and what they make of their share of D is added up.
+      mesh: the devices, if several. Many tokens stay where their sequences are, and weights split
+        over `fsdp` are gathered for them. One token a sequence is less than the weights: in a
+        decoding step these stay where they are, and what they make of their share of D is added up.
     """
 
     config: Any
