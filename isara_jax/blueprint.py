@@ -112,24 +112,25 @@ def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: in
     Raises:
       config.ConfigError: the mesh does not divide the model.
     """
-    network = dataclasses.replace(base.network, n_layers=layers or base.network.n_layers)
     itemsize = jnp.dtype(pretrained.choose_dtype(c.model.dtype, devices[0])).itemsize
-    # The whole model decides, whatever is drawn of it.
     c = placement.with_mesh(c, placement.choose(c, base.network, itemsize, devices))
     mesh = mesh_lib.make(c.mesh_shape, devices)
-    known = pretrained.Pretrained(pathlib.Path(), network, None)
+    whole = pretrained.Pretrained(pathlib.Path(), base.network, None)
     program = iteration.Program(
         config=c,
-        model=known.build(c.model.dtype, mesh, c.kv_cache),
+        model=whole.build(c.model.dtype, mesh, c.kv_cache),
         template=base.template,
         mesh=mesh,
         n_seeds=c.task.n_seeds,
         typical_pair=base.typical_pair,
         steps_per_check=scheduling.steps_per_check(mesh),
     )
-    inputs = _inputs(c, program.model, base, mesh)
     held = itemsize * placement.n_params(base.network) / (mesh.shape["fsdp"] * mesh.shape["model"])
     program = setup.plan_training(program, held)
+    # So far the whole model decided, whatever is drawn of it.
+    network = dataclasses.replace(base.network, n_layers=layers or base.network.n_layers)
+    program = dataclasses.replace(program, model=program.model.clone(config=network))
+    inputs = _inputs(c, program.model, base, mesh)
     return Blueprint(program, inputs, _state(program, inputs))
 
 

@@ -145,7 +145,11 @@ def stages(b: Blueprint, c: Costs, kind: hardware.Kind) -> list[Stage]:
     conf = p.config
     rows, model = mesh_lib.batch_devices(p.mesh), p.mesh.shape["model"]
     samples, slots = math.ceil(conf.samples_per_iteration / rows), conf.slots // rows
-    share = n._replace(cache_bytes=n.cache_bytes * model // _split_heads(b))
+    # Of the weights a decoding step reads what lies on the device; of the cache, its sequences'.
+    share = n._replace(
+        cache_bytes=n.cache_bytes * model // _split_heads(b),
+        itemsize=n.itemsize / p.mesh.shape["fsdp"],
+    )
     refills = math.ceil(conf.samples_per_iteration / p.sampler(1).refill)
     result = []
 

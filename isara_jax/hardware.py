@@ -79,6 +79,16 @@ KINDS = (
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 HERE = Kind("cpu", math.inf, 2e11, 7 * GB, 7 * GB, "cpu")  # a laptop, for a rough idea
+_NETWORK = 50 * GB  # bytes a second that a GPU sends to another machine: 400 Gbit/s
+
+
+def kind_in(topology: str) -> Kind:
+    """What the devices of a topology are; over several machines all links count as the slowest."""
+    name, _, counts = topology.partition(":")
+    kind = BY_NAME.get(name, HERE)
+    machines = counts.rpartition("x")[0]
+    several = kind.is_gpu and machines not in ("", "1")
+    return dataclasses.replace(kind, links=_NETWORK) if several else kind
 
 
 def devices(topology: str) -> list[jax.Device]:
@@ -113,9 +123,11 @@ def devices(topology: str) -> list[jax.Device]:
 
 
 def _tpus(topology: str) -> Any:
-    # There is no TPU to ask or to lock, and nothing worth a log.
+    # There is no TPU to ask or to lock, and nothing worth a log. Any type will do, but none makes
+    # the compiler look for its hosts and complain.
     settings = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    os.environ.update(settings | {"TPU_LOG_DIR": "disabled"})
+    settings |= {"TPU_ACCELERATOR_TYPE": "v4-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ.update(settings | {"TPU_LOG_DIR": "disabled", "TPU_WORKER_ID": "0"})
     return topologies.get_topology_desc(topology, "tpu")
 
 

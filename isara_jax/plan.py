@@ -53,7 +53,7 @@ def plan() -> None:
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
     values = flags.FLAGS
     devices = hardware.devices(values.topology)
-    kind = hardware.BY_NAME.get(values.topology.partition(":")[0], hardware.HERE)
+    kind = hardware.kind_in(values.topology)
     with tempfile.TemporaryDirectory() as folder, config.user_errors():
         c, base = blueprint.read(config.resolve(values.config), pathlib.Path(folder))
     found = None

@@ -33,7 +33,7 @@ class Counts(NamedTuple):
     head: int
     attention: int  # operations a token and a token it sees, all layers
     cache_bytes: int  # a token, all layers
-    itemsize: int
+    itemsize: float  # of a weight; less, where a device has a part of each
 
     @classmethod
     def of(cls, model: models.Decoder) -> "Counts":
