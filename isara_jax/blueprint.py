@@ -32,6 +32,7 @@ from isara_jax import (
     weights,
 )
 from isara_jax import mesh as mesh_lib
+from isara_jax.evaluate import judges
 from isara_jax.models import shapes
 from isara_jax.state import State
 
@@ -44,20 +45,30 @@ class Base(NamedTuple):
       template: the template's tokens.
       spelled: bytes of each token.
       typical_pair: tokens of an average seed as a demonstration, 0 if not known.
+      judges: the networks that judge answers, which lie beside it.
     """
 
     network: models.DecoderConfig
     template: packing.Template
     spelled: Sequence[bytes]
     typical_pair: int = 0
+    judges: tuple[models.DecoderConfig, ...] = ()
 
 
 class Blueprint(NamedTuple):
-    """A program, and the arrays it is compiled for, as shapes with shardings."""
+    """A program, and the arrays it is compiled for, as shapes with shardings.
+
+    Attributes:
+      program: everything static.
+      inputs: what iterations read.
+      state: what they carry.
+      judges: bytes of the judges' weights on a device.
+    """
 
     program: iteration.Program
     inputs: iteration.Inputs
     state: State
+    judges: float
 
     @property
     def executables(self) -> executables.Executables:
@@ -81,8 +92,9 @@ def read(c: config.Config, data_dir: pathlib.Path) -> tuple[config.Config, Base]
         c = dataclasses.replace(
             encoded.config, task=dataclasses.replace(c.task, n_seeds=len(task.seeds))
         )
-        known = Base(base.network, template, base.vocabulary.bytes, encoded.typical_pair)
-        return c, known
+        judging = tuple(reading.base.network for reading in judges.read(c.evaluation))
+        spelled = base.vocabulary.bytes
+        return c, Base(base.network, template, spelled, encoded.typical_pair, judging)
     needed = ("question.max_tokens", "question.prompt_tokens", "answer.max_tokens",
               "answer.prompt_tokens", "task.n_seeds")  # fmt: skip
     missing = [name for name in needed if not config.field(c, name)]
@@ -125,13 +137,18 @@ def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: in
         typical_pair=base.typical_pair,
         steps_per_check=scheduling.steps_per_check(mesh),
     )
-    held = itemsize * placement.n_params(base.network) / (mesh.shape["fsdp"] * mesh.shape["model"])
+    held, judging = (
+        itemsize
+        * sum(map(placement.n_params, networks))
+        / (mesh.shape["fsdp"] * mesh.shape["model"])
+        for networks in ((base.network, *base.judges), base.judges)
+    )
     program = setup.plan_training(program, held)
     # So far the whole model decided, whatever is drawn of it.
     network = dataclasses.replace(base.network, n_layers=layers or base.network.n_layers)
     program = dataclasses.replace(program, model=program.model.clone(config=network))
     inputs = _inputs(c, program.model, base, mesh)
-    return Blueprint(program, inputs, _state(program, inputs))
+    return Blueprint(program, inputs, _state(program, inputs), judging)
 
 
 def _inputs(c: config.Config, model: models.Decoder, base: Base, mesh: Mesh) -> iteration.Inputs:

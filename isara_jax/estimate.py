@@ -30,6 +30,7 @@ class Memory(NamedTuple):
       weights: of the base model.
       trainable: the adapter, or all weights in f32.
       others: pool, stop tables.
+      judges: their weights.
       optimiser: Adam's moments and the gradient; part of `temp`.
       cache: keys and values; part of `temp`.
       temp: all that lives only during the iteration.
@@ -38,13 +39,14 @@ class Memory(NamedTuple):
     weights: float
     trainable: float
     others: float
+    judges: float
     optimiser: float
     cache: float
     temp: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.trainable + self.others + self.temp
+        return self.weights + self.trainable + self.others + self.judges + self.temp
 
 
 class Stage(NamedTuple):
@@ -106,6 +108,7 @@ def _memory(b: Blueprint, arguments: float, temp: float) -> Memory:
         weights=base,
         trainable=trainable,
         others=max(arguments - base - trainable, 0.0),
+        judges=b.judges,
         optimiser=3 * trainable,
         cache=cache_bytes(b),
         temp=temp,
@@ -204,6 +207,7 @@ class Candidate(NamedTuple):
     config: config.Config
     memory: Memory
     stages: list[Stage]
+    costs: Costs
 
     @property
     def seconds(self) -> float:
@@ -214,6 +218,8 @@ def fit(
     c: config.Config, base: Base, devices: Sequence[jax.Device], kind: hardware.Kind, most: int
 ) -> Iterator[Candidate]:
     """Meshes and slots that fit, the fastest first.
+
+    The training batch is left as it is: another one would train another model.
 
     Args:
       c: the configuration; its mesh is ignored.
@@ -243,7 +249,11 @@ def config_dtype(c: config.Config, devices: Sequence[jax.Device]) -> Any:
 def _with_slots(
     c: config.Config, base: Base, devices: Sequence[jax.Device], kind: hardware.Kind, room: float
 ) -> Iterator[Candidate]:
-    """A mesh with as many slots as fit, and with half of them: fewer may wait less for the last."""
+    """A mesh with as many slots as fit, and with half of them: fewer may wait less for the last.
+
+    What is temporary beside the cache is taken to grow with the slots, but not to shrink: training
+    may need it.
+    """
     each = costs(c, base, devices)
     b = blueprint.draw(c, base, devices)
     temps = []
@@ -254,18 +264,18 @@ def _with_slots(
     times = (base.network.n_layers - SHALLOW) / (DEEP - SHALLOW)
     temp = temps[0] + (temps[1] - temps[0]) * times
     fixed = _memory(b, 0.0, 0.0)
-    a_slot = (fixed.cache + temp) / c.slots  # at the worst, all of it grows with the slots
-    rows = mesh_lib.batch_devices(b.program.mesh)
-    limit = (room - fixed.weights - fixed.trainable) / a_slot
-    slots = rows
-    while slots * 2 <= min(limit, c.samples_per_iteration):
+
+    def taken(slots: int) -> Memory:
+        scaled = slots / c.slots
+        cache = fixed.cache * scaled
+        return fixed._replace(cache=cache, temp=cache + temp * max(scaled, 1.0))
+
+    slots = mesh_lib.batch_devices(b.program.mesh)
+    if taken(slots).total > room:
+        return
+    while slots * 2 <= c.samples_per_iteration and taken(slots * 2).total <= room:
         slots *= 2
-    for number in (slots, slots // 2):
-        if rows <= number <= limit:
-            changed = dataclasses.replace(c, slots=number)
-            scaled = number / c.slots
-            yield Candidate(
-                changed,
-                fixed._replace(cache=fixed.cache * scaled, temp=(fixed.cache + temp) * scaled),
-                stages(blueprint.draw(changed, base, devices), each, kind),
-            )
+    for number in {slots, max(slots // 2, mesh_lib.batch_devices(b.program.mesh))}:
+        changed = dataclasses.replace(c, slots=number)
+        expected = stages(blueprint.draw(changed, base, devices), each, kind)
+        yield Candidate(changed, taken(number), expected, each)

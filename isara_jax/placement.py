@@ -70,14 +70,14 @@ def shapes(
                 yield data, fsdp, model
 
 
-def check(network: models.DecoderConfig, shape: mesh_lib.Shape) -> None:
-    """Raises `config.ConfigError` where a mesh does not divide a model."""
+def check(network: models.DecoderConfig, shape: mesh_lib.Shape, name: str = "the model") -> None:
+    """Raises `config.ConfigError` where a mesh does not divide a model of that name."""
     sizes = dict(zip(mesh_lib.AXES, shape, strict=True))
     for axis, most in divisors(network).items():
         if most % sizes[axis]:
             raise config.ConfigError(
                 f"config.mesh={'x'.join(map(str, shape))}: {axis}={sizes[axis]} does not divide "
-                f"the model ({_described(network)}); choices: "
+                f"{name} ({_described(network)}); choices: "
                 f"{', '.join(map(str, _divisors(most)))}"
             )
 

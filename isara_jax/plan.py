@@ -11,7 +11,8 @@ name of `isara_jax.models.shapes` or a model's folder will do.
 | `v4:2x2x1`, `v5e:4x4`, `v5p:4x4x4`, `v6e:2x4`, ... | TPUs, by libtpu's names | `jax[tpu]` |
 | `a100`, `h100:8`, `h200:2x8`, ... | GPUs, or machines x GPUs | `jax-cuda13-plugin[with-cuda]` |
 
-`--fit` tries meshes and numbers of slots, compiles the fastest that fits, and recommends it.
+`--fit` tries meshes and numbers of slots, compiles the fastest that fits, and recommends it. (The
+training batch is left alone: another one would train another model.)
 `--price=1.2` (an hour of one chip) adds what an iteration costs.
 """
 
@@ -67,15 +68,19 @@ def plan() -> None:
 
 
 def measure(
-    c: config.Config, base: Base, devices: Sequence[jax.Device], kind: hardware.Kind
+    c: config.Config,
+    base: Base,
+    devices: Sequence[jax.Device],
+    kind: hardware.Kind,
+    costs: estimate.Costs | None = None,
 ) -> dict[str, Any]:
-    """The plan as JSON values: the whole iteration is compiled.
+    """The plan as JSON values: the whole iteration is compiled, and its pieces if not given.
 
     Raises:
       config.UserError: it does not fit; the message says by how much, as the compiler found.
     """
     b = blueprint.draw(c, base, devices)
-    costs = estimate.costs(c, base, devices)
+    costs = costs or estimate.costs(c, base, devices)
     began = time.monotonic()
     compiled = _compiled(b)
     seconds = time.monotonic() - began
@@ -131,12 +136,14 @@ def _fit(
         print(f"{conf.mesh:>10}{conf.slots:>8}{total:>14.1f}{least:>24.1f}", flush=True)
     for candidate in candidates:
         try:
-            result = measure(candidate.config, base, devices, kind)
+            result = measure(candidate.config, base, devices, kind, candidate.costs)
         except config.UserError as error:
             print(f"{candidate.config.mesh}, {candidate.config.slots} slots: {error}")
             continue
         if result["fits"]:
-            return candidate.config, result
+            chosen = candidate.config
+            print(f"\nrecommended: --config.mesh={chosen.mesh} --config.slots={chosen.slots}\n")
+            return chosen, result
     raise config.UserError(
         f"{c.model.path} fits no mesh over {len(devices)} of {kind.name} that was tried; choose a "
         "larger --topology, or raise --meshes"
@@ -168,7 +175,11 @@ def text(result: dict[str, Any]) -> str:
         f"activations {remat}; compiled in {result['compile_seconds']:.0f} s",
         "",
         "GB on each device",
-        *(f"  {name:<12}{memory[key] / GB:8.2f}{note}" for name, key, note in _PARTS),
+        *(
+            f"  {name:<12}{memory[key] / GB:8.2f}{note}"
+            for name, key, note in _PARTS
+            if memory[key]
+        ),
         f"  {'total':<12}{memory['total'] / GB:8.2f}  {share} GB"
         + ("" if result["fits"] else "  DOES NOT FIT"),
         "",
@@ -192,6 +203,7 @@ _PARTS = (
     ("weights", "weights", ""),
     ("trainable", "trainable", "  in f32"),
     ("pool, tables", "others", ""),
+    ("judges", "judges", ""),
     ("temporaries", "temp", "  the largest stage's; among them:"),
     ("  cache", "cache", "  keys and values"),
     ("  optimiser", "optimiser", "  moments and gradient"),

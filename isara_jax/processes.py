@@ -28,7 +28,8 @@ from isara_jax import config
 # After which JAX takes a process for dead that is frozen, or waits no longer for others at the end.
 _HEARTBEAT_SECONDS, _SHUTDOWN_SECONDS = 50, 30
 _NOTICE_SECONDS = 20  # of waiting for the others to start, until one is told
-_SHARED_SECONDS = 15  # in which a file of one process is seen by the others
+# In which a file of one process is seen by the others: NFS remembers for 60 that there is none.
+_SHARED_SECONDS = 75
 _GRACE_SECONDS = 2  # in which the first process may fail too, or a death explains a failure
 _PORT = "isara_jax/watch"
 _DONE, _SAID = "done", "said"  # last words: all went well; the first has told the user why not

@@ -11,6 +11,7 @@ import fnmatch
 import hashlib
 import json
 import pathlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -220,6 +221,13 @@ def _copy(url: Url, sizes: dict[str, int | None], target: pathlib.Path) -> None:
         file=sys.stderr, flush=True,
     )  # fmt: skip
     unfinished = target.with_name(f".{target.name}.unfinished")
+    there = sum(file.stat().st_size for file in unfinished.rglob("*") if file.is_file())
+    free = shutil.disk_usage(target.parent).free
+    if size - there > free:
+        raise config.UserError(
+            f"{url} takes {size / 1e9:,.1f} GB, {target.parent} has {free / 1e9:,.1f} GB free; set "
+            "XDG_CACHE_HOME to a folder on a larger disk, or mount the bucket and give that path"
+        )
     for name, size in sizes.items():
         if not (unfinished / name).exists():
             (url / name).download(unfinished / name, size)

@@ -95,6 +95,8 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
     template = packing.Template.of(base.vocabulary)
     encoded = lengths.encode(c, task, base.vocabulary, template, base.network.max_length)
     readings, asked = _read_evaluation(c, task, base, template)
+    for reading in readings:
+        placement.check(reading.base.network, c.mesh_shape, f"the judge {reading.name}")
     program = _program(encoded, len(task.seeds), base, template, progress)
     _check_prompts(program)
     params = weights.load(base.path, program.model, program.mesh)

@@ -79,8 +79,8 @@ def sharding(
             axes[place] = None
         else:
             raise ValueError(
-                f"{name} has an axis of {size}, which config.mesh.{axis}={mesh.shape[axis]} does "
-                f"not divide; choose a divisor"
+                f"{name} has an axis of {size}, which {axis}={mesh.shape[axis]} of config.mesh "
+                "does not divide; choose a divisor"
             )
     return NamedSharding(mesh, PartitionSpec(*axes))
 

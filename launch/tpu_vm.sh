@@ -16,6 +16,8 @@
 #
 # Change the name, the zone, the type and the workdir. The workdir must be in a bucket (of the VM's
 # region) where there are several hosts, and should be with --spot, whose disk goes when the VM goes.
+# The VM's service account needs roles/storage.objectUser and roles/storage.legacyBucketReader on it.
+# A model in a bucket is copied to each host's disk, of 100 GB; a larger one must be mounted there.
 # --dry_run prints every command and runs none. Needs: gcloud, logged in, with a project and the TPU
 # API; for several hosts the key in the agent (ssh-add ~/.ssh/google_compute_engine).
 set -euo pipefail

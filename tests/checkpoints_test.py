@@ -191,7 +191,7 @@ def test_axes_that_do_not_divide_are_named():
     """A mesh that cannot split a tensor evenly is refused by tensor, size and setting."""
     network = models.from_hf(tiny.torch_llama().config.to_dict(), "config")
     mesh = types.SimpleNamespace(shape={"fsdp": 3, "model": 2})
-    with pytest.raises(ValueError, match=r"layers.1.*q_proj.weight.* 32, .*config.mesh.fsdp=3"):
+    with pytest.raises(ValueError, match=r"layers.1.*q_proj.weight.* 32, .*fsdp=3 of config.mesh"):
         weights.sharding(network, "layers_1/attention/q/kernel", (32, 32), mesh)
 
 

@@ -12,7 +12,17 @@ import jax
 import pytest
 import safetensors.numpy
 
-from isara_jax import blueprint, config, estimate, hardware, pieces, plan, pretrained, roofline
+from isara_jax import (
+    blueprint,
+    config,
+    estimate,
+    hardware,
+    pieces,
+    placement,
+    plan,
+    pretrained,
+    roofline,
+)
 from isara_jax.executables import Executables
 from isara_jax.models import llama
 from tests.iteration_test import small
@@ -47,8 +57,39 @@ def extrapolate():
         assert abs(found.sent / six.sent - 1) < 0.02, (found, six)
         # Along model a block adds up what o and down leave in parts.
         assert six.exchanges["all-reduce"][0] >= 2 * NETWORK.n_layers - 1
+    check_reading(c, base)
     _, gathered = costs[-1][0].exchanges.get("all-gather", (0, 0))  # in a step: no cache
     assert gathered < estimate.cache_bytes(b) / (2 * NETWORK.n_layers) / 2
+
+
+def check_reading(c, base):
+    """Weights that are split over fsdp are read in parts by a decoding step, as over model."""
+    costs, read = estimate.Costs(*[pieces.Cost(0.0, 0.0, {})] * 4), []
+    for mesh in ("1x4x1", "1x1x4"):
+        b = blueprint.draw(dataclasses.replace(c, mesh=mesh), base, jax.devices())
+        stages = {stage.name: stage for stage in estimate.stages(b, costs, KIND)}
+        read.append(stages["answers: decode"].read)
+    assert abs(read[0] / read[1] - 1) < 0.01, read
+
+
+def test_a_shallow_model_is_trained_as_the_whole_one(monkeypatch):
+    """Memory is short for six blocks, not for two: these must recompute all the same."""
+    monkeypatch.setattr(hardware, "free_memory", lambda *_: 40e6)
+    c, base, devices = settings(mesh="1x1x1"), blueprint.of_shape(NETWORK), jax.devices()[:1]
+    shallow, whole = (blueprint.draw(c, base, devices, layers) for layers in (2, 0))
+    assert shallow.program.training == whole.program.training
+    assert whole.program.training.remat
+    two_alone = blueprint.of_shape(dataclasses.replace(NETWORK, n_layers=2))
+    assert not blueprint.draw(c, two_alone, devices).program.training.remat
+
+
+def test_judges_take_their_place():
+    """A judge as large as the model lies beside it on every device."""
+    c, devices = settings(mesh="1x1x1"), jax.devices()[:1]
+    alone = blueprint.of_shape(NETWORK)
+    judged = blueprint.draw(c, alone._replace(judges=(NETWORK,)), devices)
+    assert judged.judges == 4 * placement.n_params(NETWORK)
+    assert not blueprint.draw(c, alone, devices).judges
 
 
 def test_two_and_four_blocks_tell_of_six():
@@ -80,7 +121,7 @@ def test_memory_is_that_of_the_files(measured, random_model):
     rows = pieces.sampling(b).prompts.tokens.shape[1] + c.answer.max_tokens
     expected = 2 * n.n_layers * rows * n.n_kv_heads * n.head_size * 4 * c.slots
     assert expected * 0.5 < memory["cache"] <= expected * 1.5  # of questions or of answers
-    parts = ("weights", "trainable", "others", "temp")
+    parts = ("weights", "trainable", "others", "judges", "temp")
     assert memory["total"] == sum(memory[part] for part in parts) < memory["of"]
     assert result["fits"] and result["largest_exchange"] is None
 
@@ -129,7 +170,6 @@ def test_unknown_topologies_are_refused(topology):
 
 def test_shapes_are_those_that_are_published():
     """Parameters of the shapes, against the published numbers."""
-    from isara_jax import placement
     from isara_jax.models import shapes
 
     published = {
