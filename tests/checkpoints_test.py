@@ -1,7 +1,6 @@
 """Directories of models: how they are stored, written again, and damaged in a hundred ways."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -20,6 +19,7 @@ import torch
 import transformers
 
 from isara_jax import models, pretrained, storage, weights
+from tests import devices
 
 IDS = np.random.default_rng(0).integers(3, tiny.SIZES["vocab_size"], (2, 24))
 RICH = {
@@ -167,12 +167,9 @@ def test_weights_spread_over_devices_equal_transformers(tmp_path):
     for family, theirs in networks.items():
         theirs.save_pretrained(tmp_path / family)
     np.save(tmp_path / "ids.npy", IDS)
-    root = pathlib.Path(__file__).parents[1]
-    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}
     subprocess.run(
-        [sys.executable, "-c", SHARDED, str(tmp_path)],
-        env=os.environ | eight | {"JAX_PLATFORMS": "cpu"}, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", SHARDED, str(tmp_path)], env=devices.environment(8), check=True
+    )
     ups = {
         "llama": networks["llama"].model.layers[1].mlp.up_proj,
         "opt": networks["opt"].model.decoder.layers[1].fc1,

@@ -20,18 +20,10 @@ from benchmarks import memory
 from isara_jax import blueprint, estimate, hardware, hlo, pieces
 from isara_jax.models import llama
 from tests import plan_test
+from tests.devices import ROOT
 
 MB = 10**6
 APART = pathlib.Path(sys.prefix) / "libtpu"  # where launch/test.sh installs it
-
-
-@pytest.fixture(autouse=True)
-def _as_in_a_run(monkeypatch):
-    """Compiled as for a run; the other tests do without most optimisations."""
-    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def test_what_a_loop_moves_is_found():
@@ -47,8 +39,8 @@ def test_what_a_loop_moves_is_found():
     assert not moved(lambda x: jnp.tanh(x).at[3].set(0.0))
 
 
-def test_a_step_on_a_cpu_copies_no_cache():
-    """Temporaries stay below 5 % of the cache, and no layer's keys or values are moved."""
+def check_step_on_a_cpu():
+    """Of a small model with a cache larger than anything else."""
     network = llama.LlamaConfig(
         vocab_size=512, width=256, hidden=512, n_layers=4, n_heads=4, n_kv_heads=4, head_size=64,
         max_length=2048,
@@ -59,6 +51,11 @@ def test_a_step_on_a_cpu_copies_no_cache():
     half_a_layer = cache // (2 * network.n_layers)
     assert not hlo.moves(compiled.as_text(), half_a_layer // 2)
     assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * cache
+
+
+def test_a_step_on_a_cpu_copies_no_cache():
+    """Temporaries stay below 5 % of the cache, and no layer's keys or values are moved."""
+    _apart("-c", "from tests import compiled_test; compiled_test.check_step_on_a_cpu()")
 
 
 @pytest.mark.parametrize(
@@ -109,12 +106,13 @@ def _measured(*flags):
 
 
 def _apart(*command):
-    """Python in a process of its own: its compiler stays out of the tests'."""
-    root = pathlib.Path(__file__).parents[1]
-    paths = [str(APART), os.environ.get("PYTHONPATH", "")]
+    """Python in a process of its own, which compiles as a run does, not as the tests do."""
+    paths = [str(APART), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    changed = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+    quickly = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in quickly}
     done = subprocess.run(
-        [sys.executable, *command], cwd=root,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)},
+        [sys.executable, *command], env=environment | changed,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert not done.returncode, done.stderr

@@ -1,7 +1,5 @@
 """Where things lie on the mesh, on fake devices."""
 
-import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from isara_jax import mesh
+from tests.devices import environment
 
 ROWS = np.random.default_rng(0).normal(size=(37, 64)).astype(np.float32)
 
@@ -61,11 +60,7 @@ assert {(c.kind, c.group) for c in summed} == {("all-reduce", 4)}, summed
 
 def test_rows_are_spread_over_the_devices():
     """On four devices each does a quarter of the work: embedding, likelihood and judges scale."""
-    root = pathlib.Path(__file__).parents[1]
-    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(root)}
-    subprocess.run(
-        [sys.executable, "-c", SPREAD], env=os.environ | four | {"JAX_PLATFORMS": "cpu"}, check=True
-    )
+    subprocess.run([sys.executable, "-c", SPREAD], env=environment(4), check=True)
 
 
 def test_an_axis_that_does_not_divide_stays_whole():

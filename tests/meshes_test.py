@@ -6,7 +6,6 @@ compares each mesh with the first, which the test does for some of them.
 """
 
 import functools
-import os
 import pathlib
 import re
 import subprocess
@@ -31,9 +30,9 @@ from isara_jax import (
 )
 from isara_jax.executables import Executables
 from isara_jax.models import llama, opt
+from tests import devices
 from tests.iteration_test import adapter_distance, small
 
-ROOT = pathlib.Path(__file__).parents[1]
 ADAPTER_TOLERANCE = 1e-4  # relative distance, after two iterations
 # Eight heads divide over eight devices; two heads of keys and values do not, and are replicated.
 SIZES = {"vocab_size": 1536, "width": 64, "hidden": 128, "n_layers": 2, "n_heads": 8,
@@ -133,11 +132,9 @@ def compare(folder, family, first, *others):
 @pytest.mark.parametrize(("family", "meshes"), [("llama", "1x1x1 2x2x2"), ("opt", "1x1x8 1x8x1")])
 def test_every_mesh_gives_the_same_run(tmp_path, family, meshes):
     """Requests keyed by their number, exact gradients, checkpoints that know no mesh."""
-    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.meshes_test", str(tmp_path), family, *meshes.split()],
-        cwd=ROOT, env=os.environ | eight, check=False,
-        capture_output=True, text=True,
+        env=devices.environment(8), check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert not done.returncode, done.stderr
     assert "same tokens" in done.stdout

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import pathlib
 import subprocess
 import sys
 import types
@@ -25,9 +23,9 @@ from isara_jax import (
 )
 from isara_jax.executables import Executables
 from isara_jax.models import llama
+from tests import devices
 from tests.iteration_test import small
 
-ROOT = pathlib.Path(__file__).parents[1]
 KIND = hardware.BY_NAME["v5e"]
 NETWORK = llama.LlamaConfig(
     vocab_size=512, width=64, hidden=128, n_layers=6, n_heads=8, n_kv_heads=4, head_size=8,
@@ -75,29 +73,28 @@ def check_reading(c, base):
 def test_a_shallow_model_is_trained_as_the_whole_one(monkeypatch):
     """Memory is short for six blocks, not for two: these must recompute all the same."""
     monkeypatch.setattr(hardware, "free_memory", lambda *_: 40e6)
-    c, base, devices = settings(mesh="1x1x1"), blueprint.of_shape(NETWORK), jax.devices()[:1]
-    shallow, whole = (blueprint.draw(c, base, devices, layers) for layers in (2, 0))
+    c, base, one = settings(mesh="1x1x1"), blueprint.of_shape(NETWORK), jax.devices()[:1]
+    shallow, whole = (blueprint.draw(c, base, one, layers) for layers in (2, 0))
     assert shallow.program.training == whole.program.training
     assert whole.program.training.remat
     two_alone = blueprint.of_shape(dataclasses.replace(NETWORK, n_layers=2))
-    assert not blueprint.draw(c, two_alone, devices).program.training.remat
+    assert not blueprint.draw(c, two_alone, one).program.training.remat
 
 
 def test_judges_take_their_place():
     """A judge as large as the model lies beside it on every device."""
-    c, devices = settings(mesh="1x1x1"), jax.devices()[:1]
+    c, one = settings(mesh="1x1x1"), jax.devices()[:1]
     alone = blueprint.of_shape(NETWORK)
-    judged = blueprint.draw(c, alone._replace(judges=(NETWORK,)), devices)
+    judged = blueprint.draw(c, alone._replace(judges=(NETWORK,)), one)
     assert judged.judges == 4 * placement.n_params(NETWORK)
-    assert not blueprint.draw(c, alone, devices).judges
+    assert not blueprint.draw(c, alone, one).judges
 
 
 def test_two_and_four_blocks_tell_of_six():
     """Operations and exchanges of a deep model, without the hours that compiling it takes."""
-    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", "from tests import plan_test; plan_test.extrapolate()"],
-        cwd=ROOT, env=os.environ | four, check=False, capture_output=True, text=True,
+        env=devices.environment(4), check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert not done.returncode, done.stderr
     assert "Involuntary full rematerialization" not in done.stderr, done.stderr
@@ -190,11 +187,10 @@ def test_fit_offers_what_fits_the_fastest_first(monkeypatch):
     compiled = types.SimpleNamespace(memory_analysis=lambda: analysis)
     monkeypatch.setattr(Executables, "compiled_step", lambda *_: compiled)
     base, c = blueprint.of_shape(NETWORK), settings()
-    devices = [jax.devices()[0]]
 
     def offered(memory):
         kind = dataclasses.replace(KIND, memory=memory)
-        return list(estimate.fit(c, base, devices, kind, 4))
+        return list(estimate.fit(c, base, jax.devices()[:1], kind, 4))
 
     roomy = offered(1e9)
     assert [x.config.slots for x in roomy] == [32, 16]  # no more than there are samples

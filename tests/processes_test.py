@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from isara_jax import checkpoint, config, processes, remote, setup
 from isara_jax.executables import Executables
+from tests import devices
 from tests.iteration_test import adapter_distance, small
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -45,17 +46,15 @@ def short(model, seeds, mesh):
     return config.resolve(c)
 
 
-def start(code, *arguments, n=2, devices=1):
+def start(code, *arguments, n=2, each=1):
     """Starts `code` in n processes, its first arguments `--coordinator` and `--process_id`."""
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
-    }  # fmt: skip
     return [
         subprocess.Popen(
             [sys.executable, "-c", code, f"localhost:{port}", str(i), *map(str, arguments)],
-            cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=devices.environment(each), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for i in range(n)
     ]  # fmt: skip
@@ -116,7 +115,7 @@ def test_two_processes_continue_what_one_began_and_one_what_two_did(model, tmp_p
     for name, saved in (("lora", state), ("full", state._replace(trainable=whole))):
         with checkpoint.Checkpoints(remote.Workdir(tmp_path / name)) as checkpoints:
             checkpoints.save(1, saved, {"saved by": "one process"})
-    two = start(CONTINUES, model, tmp_path, devices=4)
+    two = start(CONTINUES, model, tmp_path, each=4)
     state, report = exe.step(state)
     ended = finish(two)
     assert [code for code, _, _ in ended] == [0, 0], ended[0][2] + ended[1][2]
