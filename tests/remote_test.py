@@ -72,6 +72,14 @@ def test_a_model_is_copied_once_and_only_what_is_read(model, random_model, copie
     assert pretrained.locate(f"file://{random_model}") == random_model
 
 
+def test_a_model_larger_than_the_disk_is_not_begun(model, monkeypatch, copied):
+    """130 GB on a host's disk of 100: said before the first byte, with what to do."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    with pytest.raises(config.UserError, match="GB free; set XDG_CACHE_HOME.*or mount"):
+        pretrained.locate(model)
+    assert not copied
+
+
 def test_a_model_that_has_changed_is_copied_anew(model, store):
     """New weights under the old URL, of the same size; who reads the old copy keeps it."""
     old = pretrained.locate(model)
