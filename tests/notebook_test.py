@@ -108,7 +108,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def session(random_model, tmp_path_factory):
     """The whole notebook, opened in its folder of a checkout, with own seeds and an own model."""
-    folder = tmp_path_factory.mktemp("notebook")
+    folder = tmp_path_factory.mktemp("my notebooks")
     seeds = folder / "sums.csv"
     with seeds.open("w", newline="") as file:
         csv.writer(file).writerows([("question", "answer"), *PAIRS])

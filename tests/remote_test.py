@@ -3,7 +3,9 @@
 import concurrent.futures
 import json
 import pathlib
+import shutil
 import time
+import types
 
 import fsspec
 import numpy as np
