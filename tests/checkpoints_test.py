@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from isara_jax import models, pretrained, storage, weights
-from tests import devices
+from tests import environment
 
 IDS = np.random.default_rng(0).integers(3, tiny.SIZES["vocab_size"], (2, 24))
 RICH = {
@@ -168,7 +168,7 @@ def test_weights_spread_over_devices_equal_transformers(tmp_path):
         theirs.save_pretrained(tmp_path / family)
     np.save(tmp_path / "ids.npy", IDS)
     subprocess.run(
-        [sys.executable, "-c", SHARDED, str(tmp_path)], env=devices.environment(8), check=True
+        [sys.executable, "-c", SHARDED, str(tmp_path)], env=environment.of(8), check=True
     )
     ups = {
         "llama": networks["llama"].model.layers[1].mlp.up_proj,

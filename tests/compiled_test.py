@@ -19,8 +19,7 @@ import pytest
 from benchmarks import memory
 from isara_jax import blueprint, estimate, hardware, hlo, pieces
 from isara_jax.models import llama
-from tests import plan_test
-from tests.devices import ROOT
+from tests import environment, plan_test
 
 MB = 10**6
 APART = pathlib.Path(sys.prefix) / "libtpu"  # where launch/test.sh installs it
@@ -107,13 +106,11 @@ def _measured(*flags):
 
 def _apart(*command):
     """Python in a process of its own, which compiles as a run does, not as the tests do."""
-    paths = [str(APART), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    changed = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
-    quickly = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
-    environment = {name: value for name, value in os.environ.items() if name not in quickly}
+    changed = environment.of()
+    changed["PYTHONPATH"] += os.pathsep + str(APART)
+    del changed["XLA_FLAGS"], changed["JAX_DISABLE_MOST_OPTIMIZATIONS"]
     done = subprocess.run(
-        [sys.executable, *command], env=environment | changed,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, *command], env=changed, capture_output=True, text=True, check=False
+    )
     assert not done.returncode, done.stderr
     return done

@@ -38,6 +38,7 @@ from isara_jax import (
     weights,
 )
 from isara_jax.executables import Executables
+from tests import environment
 from tests.iteration_test import small
 from tests.report_test import fake
 
@@ -480,7 +481,7 @@ def test_the_command(exported, tmp_path):
     asked = [flags, (*flags, f"--workdir={tmp_path}"), (*flags, "--format=gguf")]
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "isara_jax.export", *flags], cwd=ROOT, text=True,
+            [sys.executable, "-m", "isara_jax.export", *flags], env=environment.of(), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for flags in asked

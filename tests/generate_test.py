@@ -2,8 +2,6 @@
 
 import functools
 import json
-import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -18,6 +16,7 @@ import transformers
 from tokenizers import processors
 
 from isara_jax import completion, config, pretrained, tokens
+from tests import environment
 
 # From nothing to many tokens, with more than one byte a character, and what looks special.
 PROMPTS = [
@@ -314,11 +313,9 @@ RUN = NO_TORCH + "import runpy; runpy.run_module('isara_jax.generate', run_name=
 
 
 def command(tmp_path, *arguments, program=("-m", "isara_jax.generate"), given=""):
-    root = pathlib.Path(__file__).parents[1]
-    own = {"PYTHONPATH": str(root), "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     out = subprocess.run(
-        [sys.executable, *program, *arguments], env=os.environ | own, input=given.encode(),
-        capture_output=True,
+        [sys.executable, *program, *arguments], input=given.encode(), capture_output=True,
+        env=environment.of() | {"XDG_CACHE_HOME": str(tmp_path)},
     )  # fmt: skip
     return out.returncode, out.stdout.decode(), out.stderr.decode()
 

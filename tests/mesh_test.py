@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from isara_jax import mesh
-from tests.devices import environment
+from tests import environment
 
 ROWS = np.random.default_rng(0).normal(size=(37, 64)).astype(np.float32)
 
@@ -60,7 +60,7 @@ assert {(c.kind, c.group) for c in summed} == {("all-reduce", 4)}, summed
 
 def test_rows_are_spread_over_the_devices():
     """On four devices each does a quarter of the work: embedding, likelihood and judges scale."""
-    subprocess.run([sys.executable, "-c", SPREAD], env=environment(4), check=True)
+    subprocess.run([sys.executable, "-c", SPREAD], env=environment.of(4), check=True)
 
 
 def test_an_axis_that_does_not_divide_stays_whole():

@@ -30,7 +30,7 @@ from isara_jax import (
 )
 from isara_jax.executables import Executables
 from isara_jax.models import llama, opt
-from tests import devices
+from tests import environment
 from tests.iteration_test import adapter_distance, small
 
 ADAPTER_TOLERANCE = 1e-4  # relative distance, after two iterations
@@ -134,7 +134,7 @@ def test_every_mesh_gives_the_same_run(tmp_path, family, meshes):
     """Requests keyed by their number, exact gradients, checkpoints that know no mesh."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.meshes_test", str(tmp_path), family, *meshes.split()],
-        env=devices.environment(8), check=False, capture_output=True, text=True,
+        env=environment.of(8), check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert not done.returncode, done.stderr
     assert "same tokens" in done.stdout

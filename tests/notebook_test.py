@@ -4,7 +4,6 @@ import collections
 import csv
 import html.parser
 import json
-import os
 import pathlib
 import re
 import zipfile
@@ -16,6 +15,7 @@ import pytest
 import safetensors.numpy
 
 from isara_jax import storage
+from tests import environment
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
@@ -82,14 +82,6 @@ def printed(cell):
     return "".join(output.text for output in cell.outputs if output.output_type == "stream")
 
 
-def without_torch(folder):
-    """A folder that hides torch from transformers: users have none, and it takes seconds."""
-    info = folder / "torch-0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0\n")
-    return folder
-
-
 class Page(html.parser.HTMLParser):
     """Counts a page's elements, and keeps its text and the attributes of each tag."""
 
@@ -114,11 +106,8 @@ def session(random_model, tmp_path_factory):
         csv.writer(file).writerows([("question", "answer"), *PAIRS])
     own = {"NAME": "sums", "SEEDS": "upload", "HELD_OUT": HELD_OUT, "MODEL": str(random_model)}
     session = Session(folder, NOTEBOOK.parent, **own, OWN_QUESTION="What is 7 and 7?")
-    environment = os.environ | {
-        "PYTHONPATH": str(without_torch(folder)),
-        "MPLBACKEND": "colab",  # what a kernel names here is not installed in .venv
-    }
-    with session.client.setup_kernel(env=environment):
+    colab = {"MPLBACKEND": "colab"}  # which a kernel there names, and .venv does not have
+    with session.client.setup_kernel(env=environment.of() | colab):
         session.type_in(COLAB.replace("SEEDS", repr(str(seeds))))
         session.run()
         yield session

@@ -23,7 +23,7 @@ from isara_jax import (
 )
 from isara_jax.executables import Executables
 from isara_jax.models import llama
-from tests import devices
+from tests import environment
 from tests.iteration_test import small
 
 KIND = hardware.BY_NAME["v5e"]
@@ -94,7 +94,7 @@ def test_two_and_four_blocks_tell_of_six():
     """Operations and exchanges of a deep model, without the hours that compiling it takes."""
     done = subprocess.run(
         [sys.executable, "-c", "from tests import plan_test; plan_test.extrapolate()"],
-        env=devices.environment(4), check=False, capture_output=True, text=True,
+        env=environment.of(4), check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert not done.returncode, done.stderr
     assert "Involuntary full rematerialization" not in done.stderr, done.stderr

@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from isara_jax import checkpoint, config, processes, remote, setup
 from isara_jax.executables import Executables
-from tests import devices
+from tests import environment
 from tests.iteration_test import adapter_distance, small
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -53,7 +53,7 @@ def start(code, *arguments, n=2, each=1):
     return [
         subprocess.Popen(
             [sys.executable, "-c", code, f"localhost:{port}", str(i), *map(str, arguments)],
-            env=devices.environment(each), text=True,
+            env=environment.of(each), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for i in range(n)
@@ -213,7 +213,7 @@ def script(folder, python, *arguments):
         (folder / name).symlink_to(target if name == ".venv" else target / name)
     return subprocess.Popen(
         [folder / "launch" / "local_processes.sh", *arguments], text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "DEVICES": "4"},
+        env=environment.of() | {"DEVICES": "4"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from isara_jax import config, run, setup
 from isara_jax.executables import Executables
+from tests import environment
 from tests.iteration_test import SAMPLES, SEEDS, small
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -153,8 +154,9 @@ def command(*flags):
         "app.run(m.main)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+        [sys.executable, "-c", code, *flags], cwd=ROOT, env=environment.of(),
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
 
