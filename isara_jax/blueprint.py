@@ -126,6 +126,9 @@ def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: in
     """
     itemsize = jnp.dtype(pretrained.choose_dtype(c.model.dtype, devices[0])).itemsize
     c = placement.with_mesh(c, placement.choose(c, base.network, itemsize, devices))
+    if devices[0].platform == "gpu":
+        # JAX compiles calls of the host only for GPUs that are there. A search takes megabytes.
+        c = dataclasses.replace(c, retrieval=dataclasses.replace(c.retrieval, backend="device"))
     mesh = mesh_lib.make(c.mesh_shape, devices)
     whole = pretrained.Pretrained(pathlib.Path(), base.network, None)
     program = iteration.Program(

@@ -12,7 +12,7 @@ number alone: keys are folded from (request, position), so slots, batch and orde
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -270,6 +270,28 @@ def _refill(sampler: Sampler, variables: dict, prompts: packing.Prompts, s: _Slo
     )
 
 
+def _draw(
+    sampler: Sampler, key: jax.Array, params: sampling.SamplingParams, s: _Slots, logits: jax.Array
+) -> jax.Array:
+    """A token for every slot, `[B]`, of logits `[B, V]`: each device draws for its own.
+
+    Left to the partitioner, on GPUs all of them draw for all, and exchange their logits for it.
+    """
+
+    def for_rows(
+        key: jax.Array, params: Any, request: jax.Array, count: jax.Array, logits: jax.Array
+    ) -> jax.Array:
+        return sampling.sample(logits, sampling.row_keys(key, request, count), params)
+
+    if mesh_lib.batch_devices(sampler.mesh) > 1:
+        rows = P(mesh_lib.BATCH)
+        for_rows = jax.shard_map(
+            for_rows, mesh=sampler.mesh, in_specs=(P(), P(), rows, rows, rows), out_specs=rows,
+            axis_names=set(mesh_lib.BATCH), check_vma=False,
+        )  # fmt: skip
+    return for_rows(key, params, s.request, s.count, logits)
+
+
 def _step(
     sampler: Sampler,
     variables: dict,
@@ -287,7 +309,7 @@ def _step(
     # What spells nothing (padding, unknown, begin of text) must not be drawn; only EOS may.
     speaks = (n_bytes > 0) | (jnp.arange(logits.shape[-1]) == sampler.eos)
     logits = jnp.where(speaks, logits, -jnp.inf)
-    token = sampling.sample(logits, sampling.row_keys(key, s.request, s.count), params)
+    token = _draw(sampler, key, params, s, logits)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     log_prob = s.log_prob + chosen - jax.nn.logsumexp(logits, axis=-1)
 

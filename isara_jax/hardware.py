@@ -139,6 +139,9 @@ def _gpus(kind: Kind, counts: str) -> Any:
         bandwidth=int(kind.bandwidth), memory=int(kind.memory), **numbers,
     )  # fmt: skip
     machines, _, each = counts.rpartition("x")
+    # Triton's products are tuned on the device; untuned some do not compile at all. cuBLAS instead.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=false"
+    os.environ["XLA_FLAGS"] = flags.strip()
     return topologies.get_topology_desc(
         platform="cuda", target_config=target, topology=f"1x{machines or 1}x{each}"
     )
