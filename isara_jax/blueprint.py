@@ -85,6 +85,7 @@ def read(c: config.Config, data_dir: pathlib.Path) -> tuple[config.Config, Base]
       config.ConfigError: neither a model nor a shape, or lengths are missing.
     """
     network = shapes.NETWORKS.get(c.model.path)
+    judging = tuple(reading.base.network for reading in judges.read(c.evaluation))
     if network is None:
         task, base = setup.load_task(c, data_dir), setup.read_base(c)
         template = packing.Template.of(base.vocabulary)
@@ -92,7 +93,6 @@ def read(c: config.Config, data_dir: pathlib.Path) -> tuple[config.Config, Base]
         c = dataclasses.replace(
             encoded.config, task=dataclasses.replace(c.task, n_seeds=len(task.seeds))
         )
-        judging = tuple(reading.base.network for reading in judges.read(c.evaluation))
         spelled = base.vocabulary.bytes
         return c, Base(base.network, template, spelled, encoded.typical_pair, judging)
     needed = ("question.max_tokens", "question.prompt_tokens", "answer.max_tokens",
@@ -103,7 +103,7 @@ def read(c: config.Config, data_dir: pathlib.Path) -> tuple[config.Config, Base]
             f"config.model.path={c.model.path!r} is a shape without a tokenizer, so lengths do not "
             f"follow from seeds; give config.{', config.'.join(missing)}"
         )
-    return c, of_shape(network)
+    return c, of_shape(network)._replace(judges=judging)
 
 
 def of_shape(network: models.DecoderConfig) -> Base:
@@ -140,13 +140,9 @@ def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: in
         typical_pair=base.typical_pair,
         steps_per_check=scheduling.steps_per_check(mesh),
     )
-    held, judging = (
-        itemsize
-        * sum(map(placement.n_params, networks))
-        / (mesh.shape["fsdp"] * mesh.shape["model"])
-        for networks in ((base.network, *base.judges), base.judges)
-    )
-    program = setup.plan_training(program, held)
+    a_weight = itemsize / (mesh.shape["fsdp"] * mesh.shape["model"])
+    judging = a_weight * sum(map(placement.n_params, base.judges))
+    program = setup.plan_training(program, a_weight * placement.n_params(base.network) + judging)
     # So far the whole model decided, whatever is drawn of it.
     network = dataclasses.replace(base.network, n_layers=layers or base.network.n_layers)
     program = dataclasses.replace(program, model=program.model.clone(config=network))

@@ -1,8 +1,8 @@
 """Supervised fine-tuning: a traced number of steps over batches packed into streams.
 
 Samples of a batch are dealt out to the devices and laid end to end (`packing.streams`), so that no
-matrix sees padding and no device waits for another's rows. The
-gradients of its streams are summed and divided by all their tokens: it is the batch's own.
+matrix sees padding and no device waits for another's rows. The gradients of its streams are summed
+and divided by all their tokens: it is the batch's own.
 """
 
 import functools
