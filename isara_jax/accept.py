@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import config, decode, packing, retrieval
+from isara_jax import config, decode, packing, retrieval, stops
 
 REASONS = (
     "accepted",
@@ -108,6 +108,7 @@ def similarity_within_batch(
 
 
 def decide(
+    pairs: packing.Pairs,
     question: decode.Generation,
     answer: decode.Generation,
     known: jax.Array,
@@ -122,8 +123,9 @@ def decide(
     `NEIGHBOURS` nearest by embedding, in the order of the requests.
 
     Args:
-      question: the generated questions, N of them.
-      answer: their answers.
+      pairs: N questions and answers.
+      question: how the questions were drawn.
+      answer: how the answers were.
       known: `[N]` from `similarity_to_pool`.
       earlier: rows and scores from `similarity_within_batch`.
       params: the thresholds.
@@ -131,19 +133,19 @@ def decide(
     Returns:
       `[N]` int32.
     """
-    unfinished = params.finished & (question.finish != decode.AT_STOP)
+    unfinished = params.finished & (question.finish != stops.AT_STOP)
     # A question must end where its answer's header begins, an answer at EOS or at the next
     # question's header: their other stop (AT_STOP + 1) means that the template is broken.
     cut_answer = (
-        params.finished & (answer.finish != decode.AT_EOS) & (answer.finish != decode.AT_STOP)
+        params.finished & (answer.finish != stops.AT_EOS) & (answer.finish != stops.AT_STOP)
     )
     verdict = jnp.select(
         [
-            unfinished | (question.finish > decode.AT_STOP),
-            question.lengths < params.min_tokens,
+            unfinished | (question.finish > stops.AT_STOP),
+            pairs.question.bare.lengths < params.min_tokens,
             known >= params.rouge_l,
-            cut_answer | (answer.finish > decode.AT_STOP),
-            answer.lengths < params.min_tokens,
+            cut_answer | (answer.finish > stops.AT_STOP),
+            pairs.answer.bare.lengths < params.min_tokens,
             answer.score < params.min_score,
         ],
         [jnp.int32(i) for i in range(1, len(REASONS))],

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from isara_jax import (
@@ -27,6 +26,7 @@ from isara_jax import (
     pretrained,
     scheduling,
     setup,
+    spelling,
     stops,
     tokens,
     weights,
@@ -43,14 +43,14 @@ class Base(NamedTuple):
     Attributes:
       network: its shapes.
       template: the template's tokens.
-      spelled: bytes of each token.
+      vocabulary: the tokenizer, or a stand-in.
       typical_pair: tokens of an average seed as a demonstration, 0 if not known.
       judges: the networks that judge answers, which lie beside it.
     """
 
     network: models.DecoderConfig
     template: packing.Template
-    spelled: Sequence[bytes]
+    vocabulary: tokens.Vocabulary
     typical_pair: int = 0
     judges: tuple[models.DecoderConfig, ...] = ()
 
@@ -93,8 +93,7 @@ def read(c: config.Config, data_dir: pathlib.Path) -> tuple[config.Config, Base]
         c = dataclasses.replace(
             encoded.config, task=dataclasses.replace(c.task, n_seeds=len(task.seeds))
         )
-        spelled = base.vocabulary.bytes
-        return c, Base(base.network, template, spelled, encoded.typical_pair, judging)
+        return c, Base(base.network, template, base.vocabulary, encoded.typical_pair, judging)
     needed = ("question.max_tokens", "question.prompt_tokens", "answer.max_tokens",
               "answer.prompt_tokens", "task.n_seeds")  # fmt: skip
     missing = [name for name in needed if not config.field(c, name)]
@@ -108,8 +107,8 @@ def read(c: config.Config, data_dir: pathlib.Path) -> tuple[config.Config, Base]
 
 def of_shape(network: models.DecoderConfig) -> Base:
     """A network under a stand-in for its tokenizer, with a template as long as real ones."""
-    template = packing.Template(1, 2, (3, 4, 5), (6, 7, 8), (9, 10))
-    return Base(network, template, [b"x"] * network.vocab_size)
+    template = packing.Template((1,), 2, (3, 4, 5), to_answer=3, to_question=5)
+    return Base(network, template, types.SimpleNamespace(bytes=[b"x"] * network.vocab_size, eos=2))
 
 
 def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: int = 0) -> Blueprint:
@@ -126,14 +125,16 @@ def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: in
     """
     itemsize = jnp.dtype(pretrained.choose_dtype(c.model.dtype, devices[0])).itemsize
     c = placement.with_mesh(c, placement.choose(c, base.network, itemsize, devices))
-    if devices[0].platform == "gpu":
-        # JAX compiles calls of the host only for GPUs that are there. A search takes megabytes.
+    calls_the_host = devices[0].platform != "gpu"
+    if not calls_the_host:
+        # JAX compiles such calls only for GPUs that are there. A search takes megabytes.
         c = dataclasses.replace(c, retrieval=dataclasses.replace(c.retrieval, backend="device"))
     mesh = mesh_lib.make(c.mesh_shape, devices)
     whole = pretrained.Pretrained(pathlib.Path(), base.network, None)
     program = iteration.Program(
         config=c,
         model=whole.build(c.model.dtype, mesh, c.kv_cache),
+        vocabulary=base.vocabulary if calls_the_host else None,
         template=base.template,
         mesh=mesh,
         n_seeds=c.task.n_seeds,
@@ -151,8 +152,7 @@ def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: in
 
 
 def _inputs(c: config.Config, model: models.Decoder, base: Base, mesh: Mesh) -> iteration.Inputs:
-    spelled = types.SimpleNamespace(bytes=base.spelled)
-    ends = (tokens.QUESTION_STOP, tokens.ANSWER_STOP)
+    spelled, ends = base.vocabulary.bytes, (base.vocabulary.eos,)
     whole = mesh_lib.replicated(mesh)
     params = {
         path: placed(leaf, weights.sharding(model.config, path, leaf.shape, mesh))
@@ -163,8 +163,8 @@ def _inputs(c: config.Config, model: models.Decoder, base: Base, mesh: Mesh) -> 
     others = iteration.Inputs(
         base=None,
         initial=adapter if c.train.init_adapter else None,
-        question_stops=stops.stop_table(spelled, ends),
-        answer_stops=stops.stop_table(spelled, ends[::-1]),
+        question_stops=stops.stop_table(spelled, ends, stops.QUESTION_STOPS),
+        answer_stops=stops.stop_table(spelled, ends, stops.ANSWER_STOPS),
         hyper=iteration.Hyper.of(c),
     )
     return placed(others, whole)._replace(base=weights.unflatten(params))
@@ -172,10 +172,15 @@ def _inputs(c: config.Config, model: models.Decoder, base: Base, mesh: Mesh) -> 
 
 def _state(program: iteration.Program, inputs: iteration.Inputs) -> State:
     c, n = program.config, program.n_seeds
+    seams = (program.template.to_answer, program.template.to_question)
+    widths = (c.question.max_tokens, c.answer.max_tokens)
+    nothing = [tokens.Spelling([], [])] * n
     seeds = packing.Pairs(
-        np.zeros((n, c.question.max_tokens), np.int32), np.zeros(n, np.int32),
-        np.zeros((n, c.answer.max_tokens), np.int32), np.zeros(n, np.int32),
-    )  # fmt: skip
+        *(
+            spelling.as_text(nothing, spelling.Room(width, width + seam))
+            for width, seam in zip(widths, seams, strict=True)
+        )
+    )
     begin = functools.partial(executables.initial_state, program)
     state = jax.eval_shape(begin, inputs, placed(seeds, mesh_lib.replicated(program.mesh)))
     where = executables.Executables(program, inputs).placed(state)

@@ -23,8 +23,9 @@ def divergence(p: Program, inputs: Inputs, pool: Pool) -> jax.Array:
       pool: the seeds.
     """
     seeds = pool.pairs.take(jnp.arange(p.n_seeds))
-    question, c = (seeds.question, seeds.question_length), p.config.answer
-    capacity = p.prompt_capacity(c.k, c.prompt_tokens, c.max_tokens, question[0].shape[1])
+    question, c = seeds.question.joined, p.config.answer
+    longest = p.config.question.max_tokens
+    capacity = p.prompt_capacity(c.k, c.prompt_tokens, c.max_tokens, longest)
     prompts = iteration.answer_prompts(p, inputs.base, pool, question, c.k, capacity)[0]
     variables = {"params": inputs.base}
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from isara_jax import (
@@ -156,32 +155,34 @@ class Conversation:
     def __init__(
         self, vocabulary: tokens.Vocabulary, pairs: Sequence[tuple[str, str]], room: int
     ) -> None:
-        self._vocabulary = vocabulary
-        self._shown, self.pairs = [vocabulary.bos], []
+        self._vocabulary, self.pairs = vocabulary, []
         kept = min(_QUESTION_TOKENS, room // 2)
-        for question, answer in pairs:
-            ids = self._question(question) + vocabulary.encode(f" {answer}")
-            ids += vocabulary.segments.separator
-            if len(self._shown) + len(ids) + kept <= room:
-                self._shown += ids
-                self.pairs.append((question, answer))
-        self.capacity = min(lengths.round_up(len(self._shown) + kept, _MULTIPLE), room)
+        shown = self._encode(None)
+        for pair in pairs:
+            self.pairs.append(pair)
+            longer = self._encode(None)
+            if len(longer) + kept <= room:
+                shown = longer
+            else:
+                self.pairs.pop()
+        self.capacity = min(lengths.round_up(len(shown) + kept, _MULTIPLE), room)
 
-    def _question(self, text: str) -> list[int]:
-        head, tail = self._vocabulary.segments.question, self._vocabulary.segments.answer
-        return [*head, *self._vocabulary.encode(f" {text}"), *tail]
+    def _encode(self, question: str | None) -> list[int]:
+        (ids,) = self._vocabulary.plain([tokens.render(self.pairs, question)])
+        return [*self._vocabulary.begin, *ids]
 
     def prompt(self, question: str) -> list[int]:
-        """Token ids of the prompt for a question; they decode to what `tokens.render` writes.
+        """Token ids of what `tokens.render` writes for a question.
 
         Raises:
-          ValueError: it is too long, or does not survive tokenization.
+          ValueError: it is too long.
         """
-        ids = self._question(question)
-        room = self.capacity - len(self._shown)
-        if len(ids) > room:
-            raise ValueError(f"the question has {len(ids)} tokens, {room} fit; shorten it")
-        return self._shown + ids
+        ids = self._encode(question)
+        if len(ids) > self.capacity:
+            room = self.capacity - len(self._encode(None))
+            found = len(ids) - len(self._encode(None))
+            raise ValueError(f"the question has {found} tokens, {room} fit; shorten it")
+        return ids
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -195,46 +196,67 @@ class Completer:
       slots: rows decoded at once.
       max_new_tokens: the most tokens of an answer.
       how: how tokens are drawn.
-      stop: strings that end an answer, beside what ends it by the model's own files.
+      ended: what ends an answer, beside what ends it by the model's own files.
     """
 
     def __init__(
         self, writer: Writer, slots: int, max_new_tokens: int, how: config.Sampling,
-        stop: Sequence[str],
+        ended: Sequence[stops.Stop],
     ) -> None:  # fmt: skip
         self._writer, self._whole = writer, mesh_lib.replicated(writer.mesh)
+        self._ended, vocabulary = tuple(ended), writer.base.vocabulary
         sampler = decode.Sampler(
             model=writer.model,
             slots=slots,
             refill=scheduling.refill(slots),
             max_tokens=max_new_tokens,
             steps_per_check=scheduling.steps_per_check(writer.mesh),
-            eos=writer.base.vocabulary.eos,
             mesh=writer.mesh,
         )
         self.generate = jax.jit(
             functools.partial(decode.generate, sampler),
             compiler_options=mesh_lib.compiler_options(sampler.mesh),
         )
-        table = _stop_table(writer.base, stop)
+        table = stops.stop_table(vocabulary.bytes, sorted(_ends(writer.base)), self._ended)
         self._drawing = jax.device_put((sampling.SamplingParams.of(how), table), self._whole)
 
     def __call__(self, rows: Sequence[Sequence[int]], columns: int, key: jax.Array) -> list[Answer]:
         """Answers in the order of `rows`, which are padded to `columns`."""
-        sizes = np.asarray([len(row) for row in rows], np.int32)
         prompts, key = jax.device_put(
-            (packing.Prompts(lengths.pad(rows, columns), sizes), key), self._whole
+            (packing.Prompts(*packing.pad(rows, columns)), key), self._whole
         )
         out = jax.device_get(self.generate(self._writer.variables, prompts, key, *self._drawing))
         found = zip(rows, out.tokens, out.lengths, out.finish, strict=True)
-        return [self._answer(row, ids[:n].tolist(), finish) for row, ids, n, finish in found]
+        return [self._answer(row, ids[:n].tolist(), int(how)) for row, ids, n, how in found]
 
-    def _answer(self, prompt: Sequence[int], ids: list[int], finish: int) -> Answer:
+    def _answer(self, prompt: Sequence[int], drawn: list[int], finish: int) -> Answer:
         vocabulary = self._writer.base.vocabulary
-        text = vocabulary.decode(ids)
+        spelled = stops.text_before(vocabulary.bytes, drawn, finish, self._ended)
+        text = spelled.decode("utf-8", errors="replace")
         if not vocabulary.spell(prompt):
             text = text.removeprefix(_before_texts(vocabulary))
-        return Answer(text, ids, "length" if finish == decode.UNFINISHED else "stop")
+        reason = "length" if finish == stops.UNFINISHED else "stop"
+        return Answer(text, _tokens_of(spelled, drawn, vocabulary.bytes), reason)
+
+
+def _tokens_of(text: bytes, drawn: Sequence[int], spelled: Sequence[bytes]) -> list[int]:
+    """The tokens drawn of a text; what it has of the last one is spelled by the longest there are."""
+    kept: list[int] = []
+    for token in drawn:
+        if not text.startswith(spelled[token]) or not text:
+            break
+        kept.append(token)
+        text = text[len(spelled[token]) :]
+    while text:
+        best = max(
+            (i for i, piece in enumerate(spelled) if piece and text.startswith(piece)),
+            key=lambda i: len(spelled[i]), default=None,
+        )  # fmt: skip
+        if best is None:
+            break  # a byte no token spells: the text before it is kept
+        kept.append(best)
+        text = text[len(spelled[best]) :]
+    return kept
 
 
 def _before_texts(vocabulary: tokens.Vocabulary) -> str:
@@ -243,22 +265,9 @@ def _before_texts(vocabulary: tokens.Vocabulary) -> str:
     return vocabulary.decode(ids).removesuffix(vocabulary.tokenizer.decode(ids))
 
 
-def _stop_table(base: pretrained.Pretrained, stop: Sequence[str]) -> stops.StopTable:
-    """The automaton of `stop`, and of tokens other than EOS that end a text.
-
-    Such a token is a stop string of its own, which leaves what stands before it whole.
-    """
-    table = stops.stop_table(base.vocabulary, stop)
-    ends = sorted(_ends(base) - {base.vocabulary.eos})
-    table.stop[ends] = len(stop)
-    table.overrun[ends] = 0
-    table.n_bytes[ends] = np.maximum(table.n_bytes[ends], 1)  # of none, it would not be drawn
-    return table
-
-
 def _ends(base: pretrained.Pretrained) -> set[int]:
     """Tokens that end a text, by the model's files."""
-    ends: set[int] = set()
+    ends = {base.vocabulary.eos}
     for name in ("config.json", "generation_config.json"):
         path = base.path / name
         found = storage.read_json(path).get("eos_token_id") if path.exists() else None
@@ -292,7 +301,7 @@ def log_probabilities(
     Returns:
       As many numbers a row as tokens; the first, which has nothing before it, is None.
     """
-    ids = jax.device_put(lengths.pad(rows, columns), mesh_lib.replicated(writer.mesh))
+    ids = jax.device_put(packing.pad(rows, columns).ids, mesh_lib.replicated(writer.mesh))
     losses = jax.device_get(_losses(writer.model, writer.mesh, rows_at_once, writer.variables, ids))
     found = 0.0 - losses  # so that none is -0
     return [[None, *f[: len(row) - 1].tolist()] for f, row in zip(found, rows, strict=True)]

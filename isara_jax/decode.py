@@ -23,16 +23,15 @@ from isara_jax import mesh as mesh_lib
 from isara_jax import models, packing, sampling, scheduling, stops
 from isara_jax.models import attention, decoder
 
-UNFINISHED, AT_EOS, AT_STOP = -2, -1, 0  # a finish of AT_STOP + i: the i-th stop string
-
 
 class Generation(NamedTuple):
     """What was generated.
 
     Attributes:
-      tokens: `[N, L]`, without EOS or stop string; padding 0.
+      tokens: `[N, L]` as drawn, EOS or stop string included; padding 0.
       lengths: `[N]`.
-      finish: `[N]` int32: `UNFINISHED` (out of room), `AT_EOS`, or `AT_STOP` + the stop's index.
+      finish: `[N]` int32: `stops.UNFINISHED` (out of room), `AT_EOS`, or `AT_STOP` + the stop's
+        index.
       score: `[N]` mean log-probability of the tokens drawn, EOS or stop included, in nats, at
         temperature 1 and before top-k and top-p (tokens that spell nothing stay excluded).
       drawn: int32 scalar, all tokens drawn.
@@ -54,13 +53,11 @@ class _Slots(NamedTuple):
     position: jax.Array  # [B] its position
     count: jax.Array  # [B] tokens drawn for the request
     stop_state: jax.Array  # [B]
-    n_bytes: jax.Array  # [B] bytes drawn
     log_prob: jax.Array  # [B] summed
     waiting: jax.Array  # scalar: the first request not yet begun
     tokens: jax.Array  # [N, L]
     lengths: jax.Array
     finish: jax.Array
-    kept_bytes: jax.Array
     score: jax.Array
 
     @property
@@ -77,7 +74,6 @@ class Sampler(NamedTuple):
       refill: R, prompts prefilled at once.
       max_tokens: L, the most tokens of one output.
       steps_per_check: decoding steps between two looks for free slots.
-      eos: id of the end-of-sequence token.
       mesh: the devices.
       on_refill: called on the host with the number of requests begun, or None.
     """
@@ -87,7 +83,6 @@ class Sampler(NamedTuple):
     refill: int
     max_tokens: int
     steps_per_check: int
-    eos: int
     mesh: Mesh
     on_refill: Callable[[jax.Array], None] | None = None
 
@@ -108,7 +103,7 @@ def generate(
       prompts: N prompts of at most P tokens.
       key: of this stage; folded with request and position.
       params: how tokens are drawn.
-      table: the stop strings.
+      table: what ends a text.
     """
     n_requests, prompt_length = prompts.tokens.shape
     step = functools.partial(_step, sampler, variables, key, params, table)
@@ -128,11 +123,9 @@ def generate(
         return (s.waiting < n_requests) | ~jnp.all(s.free)
 
     done = jax.lax.while_loop(unfinished, advance, _empty_slots(sampler, prompts))
-    cut, lengths = stops.cut_at_stop(done.tokens, done.lengths, done.kept_bytes, table)
-    inside = jnp.arange(sampler.max_tokens) < lengths[:, None]
     return Generation(
-        tokens=jnp.where(inside, cut, 0),
-        lengths=lengths,
+        tokens=done.tokens,
+        lengths=done.lengths,
         finish=done.finish,
         score=done.score,
         drawn=jnp.sum(done.lengths),
@@ -190,13 +183,11 @@ def _empty_slots(sampler: Sampler, prompts: packing.Prompts) -> _Slots:
         position=per_slot(),
         count=per_slot(),
         stop_state=per_slot(),
-        n_bytes=per_slot(),
         log_prob=per_slot(jnp.float32),
         waiting=jnp.int32(0),
         tokens=jnp.zeros((n_requests, sampler.max_tokens), jnp.int32),
         lengths=jnp.zeros(n_requests, jnp.int32),
-        finish=jnp.full(n_requests, UNFINISHED, jnp.int32),
-        kept_bytes=jnp.full(n_requests, jnp.iinfo(jnp.int32).max, jnp.int32),
+        finish=jnp.full(n_requests, stops.UNFINISHED, jnp.int32),
         score=jnp.zeros(n_requests, jnp.float32),
     )
 
@@ -264,7 +255,6 @@ def _refill(sampler: Sampler, variables: dict, prompts: packing.Prompts, s: _Slo
         position=put(s.position, lengths - 1),
         count=put(s.count, 0),
         stop_state=put(s.stop_state, 0),
-        n_bytes=put(s.n_bytes, 0),
         log_prob=put(s.log_prob, 0.0),
         waiting=waiting,
     )
@@ -305,26 +295,21 @@ def _step(
     model = sampler.model.clone(how=dataclasses.replace(sampler.model.how, read=rows))
     hidden, cache = model.apply(variables, s.last[:, None], s.position[:, None], s.cache)
     logits = model.apply(variables, hidden[:, 0], method="logits")
-    n_bytes = jnp.asarray(table.n_bytes)
-    # What spells nothing (padding, unknown, begin of text) must not be drawn; only EOS may.
-    speaks = (n_bytes > 0) | (jnp.arange(logits.shape[-1]) == sampler.eos)
-    logits = jnp.where(speaks, logits, -jnp.inf)
+    # What spells nothing (padding, unknown, begin of text) must not be drawn; only an end may.
+    logits = jnp.where(jnp.asarray(table.drawable), logits, -jnp.inf)
     token = _draw(sampler, key, params, s, logits)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     log_prob = s.log_prob + chosen - jax.nn.logsumexp(logits, axis=-1)
 
     stop = jnp.asarray(table.stop)[token, s.stop_state]
-    kept = s.n_bytes + jnp.asarray(table.overrun)[token, s.stop_state]
     count = s.count + 1
-    at_eos, at_stop = token == sampler.eos, stop >= 0
+    at_eos, at_stop = jnp.asarray(table.ends)[token], stop >= 0
     finished = at_eos | at_stop | (count == sampler.max_tokens)
-    finish = jnp.where(at_eos, AT_EOS, jnp.where(at_stop, AT_STOP + stop, UNFINISHED))
-
+    how = jnp.where(at_stop, stops.AT_STOP + stop, stops.UNFINISHED)
     ended = jnp.where(finished, s.request, s.lengths.shape[0])
-    stopped = jnp.where(at_stop, s.request, s.lengths.shape[0])
 
-    def put(old: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[rows].set(new, mode="drop")
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[ended].set(new, mode="drop")
 
     return s._replace(
         cache=cache,
@@ -333,11 +318,9 @@ def _step(
         position=s.position + ~finished,
         count=count,
         stop_state=jnp.asarray(table.next_state)[token, s.stop_state],
-        n_bytes=s.n_bytes + n_bytes[token],
         log_prob=log_prob,
         tokens=s.tokens.at[s.request, s.count].set(token, mode="drop"),
-        lengths=put(s.lengths, ended, count),
-        finish=put(s.finish, ended, finish),
-        kept_bytes=put(s.kept_bytes, stopped, kept),
-        score=put(s.score, ended, log_prob / count),
+        lengths=put(s.lengths, count),
+        finish=put(s.finish, jnp.where(at_eos, stops.AT_EOS, how)),
+        score=put(s.score, log_prob / count),
     )

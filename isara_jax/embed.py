@@ -27,7 +27,7 @@ def questions(
       model: the network.
       base: its parameters; never the adapter, so that old and new vectors stay comparable.
       template: the fixed ids.
-      question: `[N, Q]` ids and `[N]` lengths.
+      question: up to the answer's header, `[N, Q]`.
       layer: blocks to run, counted from the end: -1 leaves out the last one, 0 none.
       rows_at_once: questions embedded in one pass.
       mesh: the devices they are spread over.
@@ -35,11 +35,10 @@ def questions(
     Returns:
       `[N, D]` f32, neither centred nor normalised.
     """
-    ids, lengths = question
-    no_demonstrations = jnp.full((ids.shape[0], 0), -1, jnp.int32)
-    shown = (jnp.zeros((1, 1), jnp.int32), jnp.zeros(1, jnp.int32))
-    capacity = ids.shape[1] + template.overhead(0)
-    wrapped = packing.prompts(template, shown, no_demonstrations, capacity, question)
+    rows, longest = question.ids.shape
+    capacity = len(template.bos) + len(template.start) + longest
+    nothing = packing.no_demonstrations(rows)
+    wrapped = packing.prompts(template, *nothing, capacity, question)
     n_layers = model.config.n_layers + layer
 
     def mean(prompts: packing.Prompts) -> jax.Array:

@@ -20,8 +20,7 @@ from isara_jax.state import Pool, Report, State
 def initial_state(p: Program, inputs: Inputs, seeds: packing.Pairs) -> State:
     """The state before the first iteration: a fresh trainable, a pool of the seeds."""
     rows = p.capacity
-    part = (seeds.question, seeds.question_length)
-    raw = iteration.embed_questions(p, inputs.base, part)
+    raw = iteration.embed_questions(p, inputs.base, seeds.question.joined)
     mean = jnp.mean(raw, axis=0)
 
     def empty(x: jax.Array) -> jax.Array:

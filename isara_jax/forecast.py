@@ -65,7 +65,8 @@ def _choice_tokens(s: Setup) -> int:
     """Tokens of all questions with a choice behind them."""
     if s.choices is None:
         return 0
-    (rows, question), answer = s.choices.pairs.question.shape, s.choices.pairs.answer.shape[1]
+    pairs = s.choices.pairs
+    (rows, question), answer = pairs.question.bare.ids.shape, pairs.answer.bare.ids.shape[1]
     return rows * (s.program.template.overhead(0) + question + answer)
 
 

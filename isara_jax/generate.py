@@ -25,7 +25,7 @@ from isara_jax import command  # isort: skip, sets the environment of what follo
 import jax
 from absl import app, flags
 
-from isara_jax import completion, config, pretrained, remote, scheduling, tokens
+from isara_jax import completion, config, pretrained, remote, scheduling, stops
 from isara_jax.tasks import files
 
 _MODEL = flags.DEFINE_string("model", None, "tiny_llama, tiny_opt, or a Hugging Face directory.")
@@ -77,9 +77,9 @@ def _check_flags() -> None:
         raise config.UserError("--stop is an empty string, with which every answer would end")
 
 
-def _completer(writer: completion.Writer, slots: int, *stop: str) -> completion.Completer:
+def _completer(writer: completion.Writer, slots: int, *ended: stops.Stop) -> completion.Completer:
     how = config.Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    asked = (*stop, *_STOP.value)
+    asked = (*ended, *map(stops.Stop, _STOP.value))
     return completion.Completer(writer, slots, _MAX_NEW_TOKENS.value, how, asked)
 
 
@@ -154,7 +154,7 @@ class _Chat:
             _tell(f"{len(self._conversation.pairs)} of {len(pairs)} pairs fit and are shown")
         writer = completion.load(base, _ADAPTER.value, _DTYPE.value)
         # As in a run's answers: a model that does not end goes on with another header.
-        self._complete = _completer(writer, 1, tokens.ANSWER_STOP, tokens.QUESTION_STOP)
+        self._complete = _completer(writer, 1, *stops.ANSWER_STOPS)
 
     def run(self) -> None:
         key = jax.random.key(_SEED.value)

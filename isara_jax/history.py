@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from isara_jax import accept, storage
-from isara_jax.evaluate.held_out import text_of
+from isara_jax import accept, spelling, stops, storage
 from isara_jax.setup import Setup
 from isara_jax.state import Report
 
@@ -72,12 +71,14 @@ class History:
         return entry | {"example": kept[0] if kept else None}
 
     def _samples(self, number: int, report: Report) -> list[dict[str, Any]]:
-        ids = self.data["row_ids"]
+        ids, vocabulary = self.data["row_ids"], self._setup.vocabulary
+        questions = spelling.texts(vocabulary, report.question, stops.QUESTION_STOPS)
+        answers = spelling.texts(vocabulary, report.answer, stops.ANSWER_STOPS)
         return [
             {
                 "id": f"{number}-{index + 1}",
-                "question": text_of(self._setup, report.question, index),
-                "answer": text_of(self._setup, report.answer, index),
+                "question": questions[index],
+                "answer": answers[index],
                 "demonstrations": [ids[row] for row in report.demonstrations[index] if row >= 0],
                 "accepted": bool(reason == 0),
                 "reason": accept.REASONS[reason],

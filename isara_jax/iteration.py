@@ -26,7 +26,9 @@ from isara_jax import (
     retrieval,
     sampling,
     scheduling,
+    spelling,
     stops,
+    tokens,
     train,
 )
 from isara_jax import mesh as mesh_lib
@@ -41,10 +43,11 @@ SHUFFLE = len(STAGES)  # a stage number for keys alone
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Everything static: configuration, network, template, devices and shapes."""
+    """Everything static: configuration, network, tokenizer, template, devices and shapes."""
 
     config: Config
     model: models.Decoder
+    vocabulary: tokens.Vocabulary | None
     template: packing.Template
     mesh: Mesh
     n_seeds: int
@@ -75,13 +78,15 @@ class Program:
     def pair_tokens(self) -> int:
         """The most tokens of a rendered demonstration."""
         q, a = self.config.question.max_tokens, self.config.answer.max_tokens
-        return q + a + self.template.overhead(0) - 1
+        return q + a + self.template.pair
 
     @property
     def train_tokens(self) -> int:
         """Tokens of a training sequence: BOS, headers, question, answer, EOS; rounded up."""
-        longest = self.pair_tokens + 2 - len(self.template.separator)
-        return lengths.round_up(longest, attention.STREAM_BLOCKS)
+        q, a = self.config.question.max_tokens, self.config.answer.max_tokens
+        template = self.template
+        around = len(template.bos) + len(template.start) + template.to_answer + 1
+        return lengths.round_up(q + around + a, attention.STREAM_BLOCKS)
 
     @property
     def answer_span(self) -> int:
@@ -109,7 +114,6 @@ class Program:
             refill=scheduling.refill(c.slots, mesh_lib.batch_devices(self.mesh)),
             max_tokens=max_tokens,
             steps_per_check=self.steps_per_check,
-            eos=self.template.eos,
             mesh=self.mesh,
             on_refill=functools.partial(self.progress.begun, stage) if counted else None,
         )
@@ -179,6 +183,19 @@ def _shown(p: Program, pool: Pool) -> jax.Array:
     return jnp.int32(p.n_seeds) if p.config.pool == "seeds" else pool.count
 
 
+def demonstrations(p: Program, pairs: packing.Pairs) -> packing.Part:
+    r"""Each pair as ` q\nAnswer: a\n\nQuestion:`, the first header left to the prompt: `[C, D]`."""
+    return packing.concatenate([pairs.question.joined, pairs.answer.joined], p.pair_tokens)
+
+
+def questions_alone(p: Program, pairs: packing.Pairs) -> packing.Part:
+    r"""Each question as ` q\n\nQuestion:`."""
+    bare = pairs.question.bare
+    unfinished = jnp.full_like(bare.lengths, stops.UNFINISHED)
+    as_drawn = decode.Generation(*bare, unfinished, score=None, drawn=None)
+    return spelling.settled(p.vocabulary, p.template, p.mesh, tokens.ALONE, (), as_drawn)[0].joined
+
+
 def question_prompts(p: Program, inputs: Inputs, state: State) -> packing.Prompts:
     """Prompts of demonstrations alone, drawn anew for every question."""
     c, pool = p.config.question, state.pool
@@ -193,16 +210,26 @@ def question_prompts(p: Program, inputs: Inputs, state: State) -> packing.Prompt
         chosen = retrieval.nearest(
             p.config.retrieval.backend, p.mesh, pool.embedding, available, anchors, c.k
         )[:, ::-1]
-    demos = packing.demonstrations(
-        p.template, pool.pairs, capacity=p.pair_tokens, show_answers=c.show_answers
-    )
+    demos = demonstrations(p, pool.pairs) if c.show_answers else questions_alone(p, pool.pairs)
     capacity = p.prompt_capacity(c.k, c.prompt_tokens, c.max_tokens, question=0)
     return packing.prompts(p.template, demos, chosen, capacity)
 
 
-def write_questions(
-    p: Program, inputs: Inputs, state: State
-) -> tuple[decode.Generation, jax.Array]:
+class Written(NamedTuple):
+    """N questions or N answers: as drawn, and as the tokenizer spells them."""
+
+    drawn: decode.Generation
+    text: packing.Text
+
+
+def _settled(
+    p: Program, place: tokens.Place, ended: tuple[stops.Stop, ...], drawn: decode.Generation
+) -> Written:
+    text, drawn = spelling.settled(p.vocabulary, p.template, p.mesh, place, ended, drawn)
+    return Written(drawn, text)
+
+
+def write_questions(p: Program, inputs: Inputs, state: State) -> tuple[Written, jax.Array]:
     """Stage 1: new questions from demonstrations alone; and the prompts' tokens."""
     prompts = question_prompts(p, inputs, state)
     key = stage_key(inputs.hyper, state.step, STAGES.index("questions"))
@@ -211,20 +238,21 @@ def write_questions(
         lora.variables(inputs.base, state.trainable, p.config.train, merged=p.merged), prompts,
         jax.random.fold_in(key, 1), inputs.hyper.question, inputs.question_stops,
     )  # fmt: skip
-    return generation, jnp.sum(prompts.lengths)
+    written = _settled(p, tokens.IN_QUESTION, stops.QUESTION_STOPS, generation)
+    return written, jnp.sum(prompts.lengths)
 
 
 class Answered(NamedTuple):
     """Answers `[N]`, the questions' embeddings `[N, D]`, the demonstrations shown `[N, k]`."""
 
-    answer: decode.Generation
+    answer: Written
     embedding: jax.Array
     demonstrations: jax.Array
     prompt_tokens: jax.Array
 
 
 def embed_questions(p: Program, base: dict, question: packing.Part) -> jax.Array:
-    """Embeddings `[N, D]` of questions by the base model, not yet centred."""
+    """Embeddings `[N, D]` of questions, up to the answer's header, by the base model."""
     return embed.questions(
         p.model, base, p.template, question,
         layer=p.config.retrieval.layer, rows_at_once=p.config.slots, mesh=p.mesh,
@@ -239,7 +267,7 @@ def answer_prompts(
     chosen = retrieval.nearest(
         p.config.retrieval.backend, p.mesh, pool.embedding, _shown(p, pool), embedding, k
     )
-    demos = packing.demonstrations(p.template, pool.pairs, capacity=p.pair_tokens)
+    demos = demonstrations(p, pool.pairs)
     # Nearest last, so that what does not fit is dropped farthest first, in either order.
     chosen = packing.that_fit(p.template, demos, chosen[:, ::-1], capacity, question)
     if p.config.answer.order == "nearest_first":
@@ -247,16 +275,14 @@ def answer_prompts(
     return packing.prompts(p.template, demos, chosen, capacity, question), embedding, chosen
 
 
-def answer_questions(
-    p: Program, inputs: Inputs, state: State, question: decode.Generation
-) -> Answered:
+def answer_questions(p: Program, inputs: Inputs, state: State, question: Written) -> Answered:
     """Stage 2: embed the questions, retrieve the nearest demonstrations, answer."""
     c = p.config.answer
-    part = (question.tokens, question.lengths)
-    capacity = p.prompt_capacity(c.k, c.prompt_tokens, c.max_tokens, part[0].shape[1])
+    part, longest = question.text.joined, p.config.question.max_tokens
+    capacity = p.prompt_capacity(c.k, c.prompt_tokens, c.max_tokens, longest)
     prompts, embedding, chosen = answer_prompts(p, inputs.base, state.pool, part, c.k, capacity)
     adapted = inputs.initial if c.model == "base" else state.trainable
-    answer = decode.generate(
+    drawn = decode.generate(
         p.sampler(c.max_tokens, "answers"),
         lora.variables(inputs.base, adapted, p.config.train, merged=p.merged),
         prompts,
@@ -264,22 +290,23 @@ def answer_questions(
         inputs.hyper.answer,
         inputs.answer_stops,
     )
+    answer = _settled(p, tokens.IN_ANSWER, stops.ANSWER_STOPS, drawn)
     return Answered(answer, embedding, chosen, jnp.sum(prompts.lengths))
 
 
 def accept_samples(
-    p: Program, inputs: Inputs, pool: Pool, step: jax.Array, question: decode.Generation,
+    p: Program, inputs: Inputs, pool: Pool, step: jax.Array, question: Written,
     answered: Answered,
 ) -> tuple[Pool, jax.Array]:  # fmt: skip
     """Stage 3: keep what is finished, long enough and new; returns the pool and the reasons."""
-    part = (question.tokens, question.lengths)
+    pairs, asked = packing.Pairs(question.text, answered.answer.text), question.text.bare
     known = accept.similarity_to_pool(
-        part, answered.embedding, (pool.pairs.question, pool.pairs.question_length),
-        pool.embedding, pool.count,
-    )  # fmt: skip
-    earlier = accept.similarity_within_batch(part, answered.embedding)
-    reason = accept.decide(question, answered.answer, known, earlier, inputs.hyper.filters)
-    pairs = packing.Pairs(*part, answered.answer.tokens, answered.answer.lengths)
+        asked, answered.embedding, pool.pairs.question.bare, pool.embedding, pool.count
+    )
+    earlier = accept.similarity_within_batch(asked, answered.embedding)
+    reason = accept.decide(
+        pairs, question.drawn, answered.answer.drawn, known, earlier, inputs.hyper.filters
+    )
     return pool.append(pairs, answered.embedding, reason == 0, step + 1), reason
 
 
@@ -332,9 +359,9 @@ def isara_step(
       The new state, and what to tell the host.
     """
     question, question_prompts = run("questions", write_questions)(p, inputs, state)
-    _ended(p, "questions", question.drawn)
+    _ended(p, "questions", question.drawn.drawn)
     answered = run("answers", answer_questions)(p, inputs, state, question)
-    _ended(p, "answers", answered.answer.drawn)
+    _ended(p, "answers", answered.answer.drawn.drawn)
     pool, reason = run("accept", accept_samples)(
         p, inputs, state.pool, state.step, question, answered
     )
@@ -347,13 +374,13 @@ def isara_step(
 
 
 def _conclude(
-    p: Program, step: jax.Array, fitted: train.Fit, pool: Pool, question: decode.Generation,
+    p: Program, step: jax.Array, fitted: train.Fit, pool: Pool, question: Written,
     answered: Answered, reason: jax.Array, question_prompts: jax.Array,
 ) -> tuple[State, Report]:  # fmt: skip
     del p
     report = Report(
-        question=question,
-        answer=answered.answer,
+        question=question.drawn,
+        answer=answered.answer.drawn,
         demonstrations=answered.demonstrations,
         reason=reason,
         prompt_tokens=question_prompts + answered.prompt_tokens,

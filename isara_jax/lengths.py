@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from isara_jax import config, packing, tasks, tokens
+from isara_jax import config, packing, spelling, tasks, tokens
 from isara_jax.tasks import files
 
 _MARGIN = 1.25  # a generated text may be this much longer than the longest seed
@@ -52,15 +52,15 @@ def encode(
     """
     pairs = [(s.question, s.answer) for s in task.seeds]
     pairs += [(i.question, i.reference) for i in task.items]
-    ids = [[_encode(c, vocabulary, pair[0], text) for text in pair] for pair in pairs]
-    sizes = np.asarray([[len(part) for part in row] for row in ids])
+    spelled = _spell(pairs, vocabulary, lambda question: _where(c, question))
+    sizes = _sizes(spelled, template)
     capacity = [
         asked or round_up(_MARGIN * longest, _MULTIPLE)
         for asked, longest in zip(
             (c.question.max_tokens, c.answer.max_tokens), sizes.max(axis=0), strict=True
         )
     ]
-    overhead = template.overhead(0) + 1
+    overhead = template.overhead(0) + 1  # EOS
     for (question, _), size in zip(pairs, sizes, strict=True):
         for part, name in enumerate(("question", "answer")):
             if size[part] > capacity[part]:
@@ -79,9 +79,10 @@ def encode(
         answer=dataclasses.replace(c.answer, max_tokens=capacity[1]),
     )
     n = len(task.seeds)
-    mean = sizes[:n].sum(axis=1).mean() + template.overhead(0) - 1
+    mean = sizes[:n].sum(axis=1).mean() + template.pair
     typical = math.ceil(_TYPICAL_MARGIN * mean)
-    return Encoded(c, _pairs(ids[:n], capacity), _pairs(ids[n:], capacity), typical)
+    seeds, held_out = (_pairs(rows, template, capacity) for rows in (spelled[:n], spelled[n:]))
+    return Encoded(c, seeds, held_out, typical)
 
 
 def encode_pairs(
@@ -103,27 +104,41 @@ def encode_pairs(
     Raises:
       ValueError: a pair is longer than the model, or does not survive tokenization.
     """
-    ids = []
-    for question, answer in pairs:
-        try:
-            ids.append([vocabulary.encode(f" {text}") for text in (question, answer)])
-        except ValueError as error:
-            raise ValueError(f"{source}: {question!r}: {error}") from error
-    widths = [max(len(row[part]) for row in ids) for part in range(2)]
+    spelled = _spell(pairs, vocabulary, lambda question: f"{source}: {question!r}")
+    widths = _sizes(spelled, template).max(axis=0).tolist()
     if sum(widths) + template.overhead(0) > limit:
         raise ValueError(
             f"{source}: the longest question has {widths[0]} tokens, the longest answer "
             f"{widths[1]}; with the headers more than the model's {limit} positions"
         )
-    return _pairs(ids, widths)
+    return _pairs(spelled, template, widths)
 
 
-def _encode(c: config.Config, vocabulary: tokens.Vocabulary, question: str, text: str) -> list[int]:
-    """A question or an answer as tokens, with the space that follows its header."""
+_Spelled = list[tuple[tokens.Spelling, tokens.Spelling]]
+
+
+def _spell(
+    pairs: Sequence[tuple[str, str]], vocabulary: tokens.Vocabulary, where: Callable[[str], str]
+) -> _Spelled:
+    """Questions and answers as they stand in the template; an error names the pair."""
+    places = (tokens.IN_QUESTION, tokens.IN_ANSWER)
+    parts = list(zip(*pairs, strict=True)) or [(), ()]
     try:
-        return vocabulary.encode(f" {text}")
-    except ValueError as error:
-        raise ValueError(f"{_where(c, question)}: {error}") from error
+        found = [vocabulary.spellings(texts, at) for texts, at in zip(parts, places, strict=True)]
+    except tokens.UnspellableError as error:
+        question = next(pair[0] for pair in pairs if error.text in pair)
+        raise ValueError(f"{where(question)}: {error}") from error
+    return list(zip(*found, strict=True))
+
+
+def _sizes(spelled: _Spelled, template: packing.Template) -> np.ndarray:
+    """Tokens of each question and answer, `[N, 2]`; of the longer spelling, without its seam."""
+    seams = (template.to_answer, template.to_question)
+    sizes = [
+        [max(len(s.bare), len(s.joined) - seam) for s, seam in zip(pair, seams, strict=True)]
+        for pair in spelled
+    ]
+    return np.asarray(sizes, np.int32).reshape(-1, 2)
 
 
 def _where(c: config.Config, question: str) -> str:
@@ -132,23 +147,16 @@ def _where(c: config.Config, question: str) -> str:
     return f"the bundled question {question!r}"
 
 
-def _pairs(ids: list[list[list[int]]], widths: Sequence[int]) -> packing.Pairs:
+def _pairs(spelled: _Spelled, template: packing.Template, widths: Sequence[int]) -> packing.Pairs:
     """Questions and answers, each padded to its width."""
-    fields = []
-    for part, width in enumerate(widths):
-        rows = [parts[part] for parts in ids]
-        fields += [pad(rows, width), np.asarray([len(row) for row in rows], np.int32)]
-    return packing.Pairs(*fields)
+    rooms = [
+        spelling.Room(width, width + seam)
+        for width, seam in zip(widths, (template.to_answer, template.to_question), strict=True)
+    ]
+    questions, answers = ([pair[part] for pair in spelled] for part in range(2))
+    return packing.Pairs(spelling.as_text(questions, rooms[0]), spelling.as_text(answers, rooms[1]))
 
 
 def round_up(length: float, multiple: int) -> int:
     """The first multiple of `multiple` that is not below `length`."""
     return math.ceil(length / multiple) * multiple
-
-
-def pad(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
-    """Token ids `[N, width]`, with zeros behind those of each row."""
-    ids = np.zeros((len(rows), width), np.int32)
-    for target, row in zip(ids, rows, strict=True):
-        target[: len(row)] = row
-    return ids

@@ -1,9 +1,11 @@
 """Prompts and training sequences, packed inside jit from token arrays."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from isara_jax import tokens
 
@@ -15,43 +17,93 @@ class Prompts(NamedTuple):
     lengths: jax.Array
 
 
-class Pairs(NamedTuple):
-    """Question–answer pairs as tokens: `question [N, Q]`, `answer [N, A]`, lengths `[N]`."""
+class Part(NamedTuple):
+    """A ragged segment of every row: right-padded `ids [N, L]`, `lengths [N]`."""
 
-    question: jax.Array
-    question_length: jax.Array
-    answer: jax.Array
-    answer_length: jax.Array
+    ids: jax.Array
+    lengths: jax.Array
+
+
+def pad(rows: Sequence[Sequence[int]], width: int) -> Part:
+    """Rows of token ids on the host, with zeros behind them.
+
+    Raises:
+      ValueError: a row is longer than `width`.
+    """
+    ids = np.zeros((len(rows), width), np.int32)
+    for target, row in zip(ids, rows, strict=True):
+        target[: len(row)] = row
+    return Part(ids, np.asarray([len(row) for row in rows], np.int32))
+
+
+class Text(NamedTuple):
+    """N questions, or N answers, as `tokens.Spelling` has them.
+
+    Attributes:
+      bare: behind a header, `[N, L]`.
+      joined: with the seam that follows in the template, `[N, L + S]`.
+    """
+
+    bare: Part
+    joined: Part
+
+
+class Pairs(NamedTuple):
+    """Question–answer pairs as tokens."""
+
+    question: Text
+    answer: Text
 
     def take(self, rows: jax.Array) -> "Pairs":
         """The pairs at `rows`, of any shape."""
-        return Pairs(*(field[rows] for field in self))
+        return jax.tree.map(lambda x: x[rows], self)
 
 
 class Template(NamedTuple):
-    """The template's fixed token ids, as Python tuples: constants of the program."""
+    """What does not depend on the texts, as Python values: constants of the program.
 
-    bos: int
+    Attributes:
+      bos: what begins a text: one token, or none.
+      eos: what ends it.
+      start: the first question's header.
+      to_answer: tokens of the seam behind a question, as a rule.
+      to_question: of the seam behind an answer.
+    """
+
+    bos: tuple[int, ...]
     eos: int
-    question: tuple[int, ...]
-    answer: tuple[int, ...]
-    separator: tuple[int, ...]
+    start: tuple[int, ...]
+    to_answer: int
+    to_question: int
 
     @classmethod
     def of(cls, vocabulary: tokens.Vocabulary) -> "Template":
-        return cls(vocabulary.bos, vocabulary.eos, *vocabulary.segments)
+        (start,) = vocabulary.plain([tokens.QUESTION])
+        places = (tokens.IN_QUESTION, tokens.IN_ANSWER)
+        (asked,), (answered,) = (vocabulary.spellings(["a"], place) for place in places)
+        return cls(
+            vocabulary.begin,
+            vocabulary.eos,
+            tuple(start),
+            len(asked.joined) - len(asked.bare),
+            len(answered.joined) - len(answered.bare),
+        )
+
+    @property
+    def pair(self) -> int:
+        """Tokens of a demonstration that are neither question nor answer."""
+        return self.to_answer + self.to_question
 
     def overhead(self, k: int) -> int:
         """Tokens of a prompt with k demonstrations that are neither question nor answer."""
-        pair = len(self.question) + len(self.answer) + len(self.separator)
-        return 1 + (k + 1) * pair
+        return len(self.bos) + (k + 1) * self.pair
+
+    def seam(self, place: tokens.Place) -> int:
+        """Tokens that `place` puts behind a text, as a rule."""
+        return self.to_answer if place.seam == tokens.IN_QUESTION.seam else self.to_question
 
 
-Part = tuple[jax.Array, jax.Array]
-"""A ragged segment of every row: ids `[N, L]`, lengths `[N]`."""
-
-
-def concatenate(parts: list[Part], capacity: int) -> tuple[jax.Array, jax.Array]:
+def concatenate(parts: list[Part], capacity: int) -> Part:
     """Joins ragged parts into right-padded rows.
 
     Args:
@@ -73,34 +125,18 @@ def concatenate(parts: list[Part], capacity: int) -> tuple[jax.Array, jax.Array]
     index = group * segments.shape[2] + jnp.clip(offset, 0, segments.shape[2] - 1)
     total = jnp.minimum(ends[:, -1], capacity)
     ids = jnp.take_along_axis(flat, index, axis=1)
-    return jnp.where(position < total[:, None], ids, 0), total
+    return Part(jnp.where(position < total[:, None], ids, 0), total)
 
 
 def _constant(ids: tuple[int, ...], rows: int) -> Part:
-    return jnp.broadcast_to(jnp.asarray(ids, jnp.int32), (rows, len(ids))), jnp.full(rows, len(ids))
+    return Part(
+        jnp.broadcast_to(jnp.asarray(ids, jnp.int32), (rows, len(ids))), jnp.full(rows, len(ids))
+    )
 
 
-def _demonstration(template: Template, pairs: Pairs, show_answer: bool) -> list[Part]:
-    rows = pairs.question.shape[0]
-    parts = [_constant(template.question, rows), (pairs.question, pairs.question_length)]
-    if show_answer:
-        parts += [_constant(template.answer, rows), (pairs.answer, pairs.answer_length)]
-    return [*parts, _constant(template.separator, rows)]
-
-
-def demonstrations(
-    template: Template, pairs: Pairs, *, capacity: int, show_answers: bool = True
-) -> Part:
-    r"""Renders each pair as a segment `Question: q\nAnswer: a\n\n` of at most `capacity` ids."""
-    return concatenate(_demonstration(template, pairs, show_answers), capacity)
-
-
-def _tail(template: Template, rows: int, question: Part | None) -> list[Part]:
-    """What follows the demonstrations."""
-    tail = [_constant(template.question, rows)]
-    if question is not None:
-        tail += [question, _constant(template.answer, rows)]
-    return tail
+def _head(template: Template, rows: int) -> Part:
+    """What every text begins with."""
+    return _constant((*template.bos, *template.start), rows)
 
 
 def that_fit(
@@ -111,10 +147,12 @@ def that_fit(
     question: Part | None = None,
 ) -> jax.Array:
     """`chosen`, with -1 for what `prompts` drops for want of room. Arguments as there."""
-    tail = sum(length for _, length in _tail(template, chosen.shape[0], question))
-    lengths = jnp.where(chosen >= 0, shown[1][jnp.maximum(chosen, 0)], 0)
+    around = len(template.bos) + len(template.start)
+    if question is not None:
+        around += question.lengths[:, None]
+    lengths = jnp.where(chosen >= 0, shown.lengths[jnp.maximum(chosen, 0)], 0)
     # Room needed by demonstration i and all that follow it: dropped as soon as that is too much.
-    needed = 1 + tail[:, None] + jnp.cumsum(lengths[:, ::-1], axis=1)[:, ::-1]
+    needed = around + jnp.cumsum(lengths[:, ::-1], axis=1)[:, ::-1]
     return jnp.where(needed <= capacity, chosen, -1)
 
 
@@ -129,42 +167,42 @@ def prompts(
 
     Args:
       template: the fixed ids.
-      shown: the pool's demonstrations, `[C, D]` ids and `[C]` lengths.
+      shown: the pool's demonstrations, each up to the next question's header, `[C, D]`.
       chosen: `[N, k]` rows of the pool, most important last; -1 for none.
       capacity: P. Demonstrations that do not fit are dropped whole, the first ones first.
-      question: `[N, Q]` ids and `[N]` lengths.
+      question: up to the answer's header, `[N, Q]`.
 
     Returns:
       prompts `[N, P]` that end with the header of what is to be generated.
     """
     chosen = that_fit(template, shown, chosen, capacity, question)
     rows, k = chosen.shape
-    tail = _tail(template, rows, question)
-    lengths = jnp.where(chosen >= 0, shown[1][jnp.maximum(chosen, 0)], 0)
-    ids = shown[0][jnp.maximum(chosen, 0)]
-    body = [(ids[:, i], lengths[:, i]) for i in range(k)]
-    return Prompts(*concatenate([_constant((template.bos,), rows), *body, *tail], capacity))
+    lengths = jnp.where(chosen >= 0, shown.lengths[jnp.maximum(chosen, 0)], 0)
+    ids = shown.ids[jnp.maximum(chosen, 0)]
+    body = [Part(ids[:, i], lengths[:, i]) for i in range(k)]
+    tail = [] if question is None else [question]
+    return Prompts(*concatenate([_head(template, rows), *body, *tail], capacity))
+
+
+def no_demonstrations(rows: int) -> tuple[Part, jax.Array]:
+    """`shown` and `chosen` of prompts that show nothing."""
+    return _constant((0,), 1), jnp.full((rows, 0), -1, jnp.int32)
 
 
 def training_sequences(
     template: Template, pairs: Pairs, capacity: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    r"""`Question: q\nAnswer: a` with BOS and EOS.
+    r"""`Question: q\nAnswer: a` with BOS, if the model has one, and EOS.
 
     Returns:
       ids `[N, capacity]`, lengths `[N]`, and `[N]` where the answer begins: the loss is on it and
       on EOS.
     """
-    rows = pairs.question.shape[0]
-    head = [
-        _constant((template.bos,), rows),
-        _constant(template.question, rows),
-        (pairs.question, pairs.question_length),
-        _constant(template.answer, rows),
-    ]
-    begin = sum(length for _, length in head)
+    rows = pairs.question.bare.lengths.shape[0]
+    head = [_head(template, rows), pairs.question.joined]
+    begin = sum(part.lengths for part in head)
     ids, lengths = concatenate(
-        [*head, (pairs.answer, pairs.answer_length), _constant((template.eos,), rows)], capacity
+        [*head, pairs.answer.bare, _constant((template.eos,), rows)], capacity
     )
     return ids, lengths, begin
 

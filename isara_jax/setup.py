@@ -184,6 +184,7 @@ def _program(
     return iteration.Program(
         config=c,
         model=base.build(c.model.dtype, mesh, c.kv_cache),
+        vocabulary=base.vocabulary,
         template=template,
         mesh=mesh,
         n_seeds=n_seeds,
@@ -219,12 +220,12 @@ def _inputs(
     c: config.Config, vocabulary: tokens.Vocabulary, params: dict, initial: lora.Trainable | None
 ) -> iteration.Inputs:
     """What iterations read; all but the weights is still on the host."""
-    question_ends = (tokens.QUESTION_STOP, tokens.ANSWER_STOP)
+    spelled, ends = vocabulary.bytes, (vocabulary.eos,)
     return iteration.Inputs(
         base=params,
         initial=initial,
-        question_stops=stops.stop_table(vocabulary, question_ends),
-        answer_stops=stops.stop_table(vocabulary, question_ends[::-1]),
+        question_stops=stops.stop_table(spelled, ends, stops.QUESTION_STOPS),
+        answer_stops=stops.stop_table(spelled, ends, stops.ANSWER_STOPS),
         hyper=iteration.Hyper.of(c),
     )
 

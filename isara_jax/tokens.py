@@ -4,8 +4,12 @@ A prompt is a series of demonstrations and the start of one more, and holds noth
 
     Question: {q}\nAnswer: {a}\n\nQuestion: {q}\nAnswer: {a}\n\nQuestion: {q}\nAnswer:
 
-Token space is entered once, segment by segment, so that prompts can be packed on the device by
-concatenation (`packing`) and still decode to the rendered text.
+Token space is entered text by text, each encoded with what stands before and behind it, so that
+prompts packed on the device by concatenation (`packing`) are, id for id, what the tokenizer makes
+of the rendered text: what a model has read. Pieces are cut behind a header's colon, where a space
+follows and no tokenizer used here joins the two; `Vocabulary.spellings` checks it for every text:
+
+    Question:| {q}\nAnswer:| {a}\n\nQuestion:| {q}\nAnswer:
 
 Text that looks like more than text cannot end an answer early:
 
@@ -24,20 +28,29 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-QUESTION = "Question:"
-ANSWER = "\nAnswer:"
-SEPARATOR = "\n\n"
-QUESTION_STOP = ANSWER
-ANSWER_STOP = SEPARATOR + QUESTION
+QUESTION, ANSWER, SEPARATOR = "Question:", "Answer:", "\n\n"
+
+
+class Place(NamedTuple):
+    """Where a text stands in the template: behind a header, before a seam with the next one."""
+
+    header: str
+    seam: str
+
+
+IN_QUESTION = Place(QUESTION, f"\n{ANSWER}")
+IN_ANSWER = Place(ANSWER, SEPARATOR + QUESTION)
+ALONE = Place(QUESTION, SEPARATOR + QUESTION)  # a question among questions without answers
 
 
 def render(pairs: Sequence[tuple[str, str]], question: str | None = None) -> str:
-    """The text of demonstrations and, with `question`, of the prompt for its answer.
+    """The text of demonstrations and of the prompt for a question's answer or for a new question.
 
-    Without `question` the text ends where the next question header would follow.
+    Without `question` the text ends with the header of the next one.
     """
-    shown = "".join(f"{QUESTION} {q}{ANSWER} {a}{SEPARATOR}" for q, a in pairs)
-    return shown if question is None else f"{shown}{QUESTION} {question}{ANSWER}"
+    shown = "".join(f" {q}{IN_QUESTION.seam} {a}{IN_ANSWER.seam}" for q, a in pairs)
+    asked = "" if question is None else f" {question}{IN_QUESTION.seam}"
+    return f"{QUESTION}{shown}{asked}"
 
 
 @functools.cache
@@ -66,16 +79,32 @@ def _byte_fallback(token: str) -> bytes:
     return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()
 
 
-class Segments(NamedTuple):
-    """The template's fixed parts as token ids (host tuples, constants of the program)."""
+class Spelling(NamedTuple):
+    """A text as token ids, with the space behind its header.
 
-    question: tuple[int, ...]
-    answer: tuple[int, ...]
-    separator: tuple[int, ...]
+    Attributes:
+      bare: where nothing follows.
+      joined: with the seam that its place puts behind it, up to the next header's colon. It need
+        not begin with `bare`: "." and a blank line, or spaces and a newline, may be one token.
+    """
+
+    bare: list[int]
+    joined: list[int]
+
+
+class UnspellableError(ValueError):
+    """A text that the tokenizer changes, or joins with its header; `text` is it."""
+
+    def __init__(self, source: str, text: str) -> None:
+        super().__init__(
+            f"{source}: {text[:60]!r} does not survive tokenization; remove the characters that "
+            "the tokenizer changes (a lossy normalizer is not supported)"
+        )
+        self.text = text
 
 
 class Vocabulary:
-    """A tokenizer seen as what the device needs: ids, their bytes, and segment encoding.
+    """A tokenizer seen as what the device needs: ids, their bytes, and texts in the template.
 
     Args:
       tokenizer: any Hugging Face fast tokenizer, byte-level or SentencePiece with byte fallback.
@@ -99,32 +128,53 @@ class Vocabulary:
         self.eos = tokenizer.eos_token_id
         self.bos = self.eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.bytes = self._token_bytes()
-        self.segments = Segments(
-            tuple(self.encode(QUESTION)), tuple(self.encode(ANSWER)), tuple(self.encode(SEPARATOR))
-        )
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text` as it stands inside a longer text, without special tokens.
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """What a text begins with: one token, or none."""
+        return () if self.bos is None else (self.bos,)
 
-        Tokenizers add a prefix space to what they take for the start of a text. So the text is
-        encoded behind an anchor that no token of it merges with, and the anchor is cut off.
+    def plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokenizer's own ids of whole texts, without special tokens.
+
+        What looks like a special token is text: "</s>" in a seed never ends a sequence.
+        """
+        if not texts:
+            return []
+        return self.tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=True,
+            return_attention_mask=False,
+        )["input_ids"]  # fmt: skip
+
+    def try_spellings(self, texts: Sequence[str], place: Place) -> list[Spelling | None]:
+        """Token ids of `texts` as they stand in the template.
+
+        None for a text that does not decode to itself, or merges with its header.
+        """
+        (head,) = self.plain([place.header])
+        whole = [f" {text}{seam}" for text in texts for seam in ("", place.seam)]
+        ids = self.plain([place.header + text for text in whole])
+        cut = [
+            row[len(head) :]
+            if row[: len(head)] == head and self.spell(row[len(head) :]) == text.encode()
+            else None
+            for text, row in zip(whole, ids, strict=True)
+        ]
+        return [
+            None if bare is None or joined is None else Spelling(bare, joined)
+            for bare, joined in zip(cut[::2], cut[1::2], strict=True)
+        ]
+
+    def spellings(self, texts: Sequence[str], place: Place) -> list[Spelling]:
+        """As `try_spellings`.
 
         Raises:
-          ValueError: `text` cannot be told apart from every anchor, or does not decode to itself.
+          UnspellableError: a text cannot be spelled there.
         """
-        for anchor in ("\n", "0", "."):
-            ids = self._plain(anchor + text)
-            head = self._plain(anchor)
-            if ids[: len(head)] == head and self.spell(ids[len(head) :]) == text.encode():
-                return ids[len(head) :]
-        raise ValueError(
-            f"{self.source}: {text[:60]!r} does not survive tokenization; remove the characters "
-            "that the tokenizer changes (a lossy normalizer is not supported)"
-        )
-
-    def _plain(self, text: str) -> list[int]:
-        # split_special_tokens: "</s>" in somebody's text is text, never an end of sequence.
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        found = self.try_spellings(texts, place)
+        if None in found:
+            raise UnspellableError(self.source, texts[found.index(None)])
+        return found
 
     def spell(self, ids: Sequence[int]) -> bytes:
         """The bytes of token ids; special tokens spell nothing."""

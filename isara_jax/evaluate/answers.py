@@ -22,15 +22,13 @@ def _prompts(
     p: iteration.Program, inputs: iteration.Inputs, held_out: Questions, k: int
 ) -> packing.Prompts:
     """Prompts with the k nearest seeds, or with none."""
-    question = (held_out.pairs.question, held_out.pairs.question_length)
+    question, longest = held_out.pairs.question.joined, held_out.pairs.question.bare.ids.shape[1]
     if k:
-        answer_tokens = held_out.pairs.answer.shape[1]
-        capacity = p.prompt_capacity(k, 0, answer_tokens, question[0].shape[1])
+        answer_tokens = held_out.pairs.answer.bare.ids.shape[1]
+        capacity = p.prompt_capacity(k, 0, answer_tokens, longest)
         return iteration.answer_prompts(p, inputs.base, held_out.seeds, question, k, capacity)[0]
-    shown = (jnp.zeros((1, 1), jnp.int32), jnp.zeros(1, jnp.int32))
-    none = jnp.full((question[0].shape[0], 0), -1, jnp.int32)
-    capacity = p.template.overhead(0) + question[0].shape[1]
-    return packing.prompts(p.template, shown, none, capacity, question)
+    nothing = packing.no_demonstrations(question.ids.shape[0])
+    return packing.prompts(p.template, *nothing, p.template.overhead(0) + longest, question)
 
 
 def answer(
@@ -69,13 +67,15 @@ def log_likelihood(
     The end of the answer is left out: it is EOS after training and the next header in context.
     """
     prompts = _prompts(p, inputs, held_out, k)
-    answers = (held_out.pairs.answer, held_out.pairs.answer_length)
-    capacity = prompts.tokens.shape[1] + answers[0].shape[1]
-    ids, lengths = packing.concatenate([(prompts.tokens, prompts.lengths), answers], capacity)
+    answers = held_out.pairs.answer.bare
+    span = answers.ids.shape[1]
+    ids, lengths = packing.concatenate(
+        [packing.Part(*prompts), answers], prompts.tokens.shape[1] + span
+    )
     variables = lora.variables(inputs.base, trainable, p.config.train)
 
     def score(batch: train.Sequences) -> tuple[jax.Array, jax.Array]:
-        losses, inside = train.answer_losses(p.model, variables, batch, answers[0].shape[1])
+        losses, inside = train.answer_losses(p.model, variables, batch, span)
         return -jnp.sum(losses * inside, axis=1), jnp.sum(inside, axis=1)
 
     rows = train.Sequences(ids, lengths, prompts.lengths, jnp.ones_like(lengths, bool))

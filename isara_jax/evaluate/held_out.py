@@ -6,8 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from isara_jax import config, lora, mesh, sampling
-from isara_jax.decode import Generation
+from isara_jax import config, lora, mesh, sampling, spelling, stops
 from isara_jax.evaluate import answers, choices, judges, scores
 from isara_jax.executables import Executables
 from isara_jax.setup import Setup
@@ -50,7 +49,7 @@ class HeldOut:
         items = self._setup.task.items
         for suffix, params in self._decoding.items() if self._judges else ():
             generation = jax.device_get(self._exe.answer(trainable, self._questions, params, k))
-            texts = [text_of(self._setup, generation, i) for i in range(len(items))]
+            texts = spelling.texts(self._setup.vocabulary, generation, stops.ANSWER_STOPS)
             verdicts = [judge(items, texts) for judge in self._judges]
             row = scores.merge(row, *(scores.renamed(v.row, suffix) for v in verdicts))
             if not suffix:
@@ -91,9 +90,3 @@ class HeldOut:
         if self._setup.choices is not None:
             info[choices.MC1] = {"title": "MC1", "higher_is_better": True}
         return info
-
-
-def text_of(s: Setup, generation: Generation, index: int) -> str:
-    """The text of one row of a generation, on the host, without the spaces around it."""
-    ids = np.asarray(generation.tokens[index])[: generation.lengths[index]]
-    return s.vocabulary.decode(ids).strip()

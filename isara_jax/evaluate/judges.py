@@ -31,8 +31,7 @@ from jax.sharding import Mesh
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from isara_jax import config, models, pretrained, storage, train
-from isara_jax import lengths as lengths_lib
+from isara_jax import config, models, packing, pretrained, storage, tokens, train
 from isara_jax import mesh as mesh_lib
 from isara_jax.evaluate import scores
 from isara_jax.tasks import base
@@ -248,7 +247,8 @@ class Reading:
         found = pretrained.read(path)
         fields = storage.read_json(found.path / "config.json")
         vocabulary, n_labels = found.vocabulary, found.network.n_labels
-        prompt = Prompt(template or (CONVERSATION if n_labels else TRUTH), vocabulary.tokenizer)
+        template = template or (CONVERSATION if n_labels else TRUTH)
+        prompt = Prompt(template, vocabulary.tokenizer)
         end = () if prompt.ends else (vocabulary.eos,)
         # HF reads the last token that is not padding by its id, so an EOS that is also the padding
         # is passed over (`GenericForSequenceClassification`); safe-rlhf goes by the mask.
@@ -258,7 +258,7 @@ class Reading:
             base=found,
             kind=_kind(found, fields),
             prompt=prompt,
-            tail=end if n_labels else tuple(vocabulary.encode(YES)),
+            tail=end if n_labels else _yes(template, vocabulary),
             padding=fields.get("pad_token_id") if by_id else None,
             capacity=min(capacity, found.network.max_length),
         )
@@ -289,7 +289,7 @@ class Reading:
                 self.name, cut, len(pairs), self.capacity,
             )  # fmt: skip
         rows = [[*row, *self.tail] for row, _ in texts]
-        ids = lengths_lib.pad(rows, self.capacity)
+        ids = packing.pad(rows, self.capacity).ids
         lengths = np.asarray([self._length(row) for row in rows], np.int32)
         return Sheet(ids, lengths, lengths - len(self.tail))
 
@@ -318,6 +318,23 @@ class Reading:
           ValueError: the weights are damaged or of another model.
         """
         return Loaded(self, *self.base.load(dtype, mesh), mesh)
+
+
+def _yes(template: str, vocabulary: tokens.Vocabulary) -> tuple[int, ...]:
+    """Token ids of " yes" behind a template.
+
+    Raises:
+      ValueError: the tokenizer joins it with what the template ends with.
+    """
+    before, with_yes = (
+        Prompt(text, vocabulary.tokenizer).encode("", "") for text in (template, template + YES)
+    )
+    if with_yes[: len(before)] != before:
+        raise ValueError(
+            f"{vocabulary.source}: the tokenizer joins {YES!r} with the end of the judge's "
+            f"template {template[-20:]!r}; end the template with a colon"
+        )
+    return tuple(with_yes[len(before) :])
 
 
 def _kind(found: pretrained.Pretrained, fields: dict[str, Any]) -> Kind:
