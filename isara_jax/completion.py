@@ -240,7 +240,7 @@ class Completer:
 
 
 def _tokens_of(text: bytes, drawn: Sequence[int], spelled: Sequence[bytes]) -> list[int]:
-    """The tokens drawn of a text; what it has of the last one is spelled by the longest there are."""
+    """The tokens drawn of a text; what it has of the last one, by the longest that spell it."""
     kept: list[int] = []
     for token in drawn:
         if not text.startswith(spelled[token]) or not text:
