@@ -143,7 +143,7 @@ class Vocabulary:
             return []
         return self.tokenizer(
             list(texts), add_special_tokens=False, split_special_tokens=True,
-            return_attention_mask=False,
+            return_attention_mask=False, verbose=False,
         )["input_ids"]  # fmt: skip
 
     def try_spellings(self, texts: Sequence[str], place: Place) -> list[Spelling | None]:
