@@ -23,6 +23,7 @@ Text that looks like more than text cannot end an answer early:
 
 import functools
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -79,6 +80,11 @@ def _byte_fallback(token: str) -> bytes:
     return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()
 
 
+def _same(spelled: bytes, text: str) -> bool:
+    """Whether bytes are those of a text, or of its composed form, as Qwen's normalizer has it."""
+    return spelled in (text.encode(), unicodedata.normalize("NFC", text).encode())
+
+
 class Spelling(NamedTuple):
     """A text as token ids, with the space behind its header.
 
@@ -98,7 +104,8 @@ class UnspellableError(ValueError):
     def __init__(self, source: str, text: str) -> None:
         super().__init__(
             f"{source}: {text[:60]!r} does not survive tokenization; remove the characters that "
-            "the tokenizer changes (a lossy normalizer is not supported)"
+            "the tokenizer changes (one that is lossy, or joins the colon of a header with what "
+            "follows, is not supported)"
         )
         self.text = text
 
@@ -154,15 +161,14 @@ class Vocabulary:
         (head,) = self.plain([place.header])
         whole = [f" {text}{seam}" for text in texts for seam in ("", place.seam)]
         ids = self.plain([place.header + text for text in whole])
-        cut = [
-            row[len(head) :]
-            if row[: len(head)] == head and self.spell(row[len(head) :]) == text.encode()
-            else None
+        good = [
+            row[: len(head)] == head and _same(self.spell(row[len(head) :]), text)
             for text, row in zip(whole, ids, strict=True)
         ]
+        cut = [row[len(head) :] for row in ids]
         return [
-            None if bare is None or joined is None else Spelling(bare, joined)
-            for bare, joined in zip(cut[::2], cut[1::2], strict=True)
+            Spelling(*cut[i : i + 2]) if all(good[i : i + 2]) else None
+            for i in range(0, len(whole), 2)
         ]
 
     def spellings(self, texts: Sequence[str], place: Place) -> list[Spelling]:

@@ -169,11 +169,6 @@ def test_path_errors(tmp_path):
         files.read_pairs(tmp_path)
 
 
-def test_headers_are_those_of_the_template():
-    """The headers refused in seeds are the ones prompts are made of."""
-    assert files.HEADERS == ("\n" + tokens.QUESTION, tokens.ANSWER)
-
-
 # --- builders ----------------------------------------------------------------------------------
 
 

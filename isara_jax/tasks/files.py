@@ -9,19 +9,20 @@ import functools
 import io
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from isara_jax import remote
+from isara_jax import remote, tokens
 from isara_jax.tasks.base import Choice, Pair
 
 FIELDS = ("question", "answer")
 _A_PAIR = '{"question": "…", "answer": "…"}'
 _A_CHOICE = '{"question": "…", "choices": ["…", "…"], "answer": 0}'
 MINIMUM = 2
-# The template's headers (isara_jax.tokens). At the start of a line inside a text they would look
-# like the end of it, to the model and to the search for the stop string.
-HEADERS = ("\nQuestion:", "\nAnswer:")
+# At the start of a line inside a text a header would look like the end of it, to the model and to
+# the search for a stop (`stops.Stop`).
+_HEADER = re.compile(rf"\n\s*({tokens.QUESTION}|{tokens.ANSWER})")
 
 
 class SeedError(ValueError):
@@ -218,12 +219,11 @@ def _text(where: str, row: dict, name: str) -> str:
     value = value.strip()
     if not value:
         raise SeedError(f"{where}: found an empty text; fill it in or remove the line")
-    for header in HEADERS:
-        if header in value:
-            raise SeedError(
-                f"{where}: found a line that starts with {header[1:]!r}, a header of our prompts, "
-                "which could end the text early; reword or indent that line"
-            )
+    if header := _HEADER.search(value):
+        raise SeedError(
+            f"{where}: found a line that starts with {header[1]!r}, a header of our prompts, "
+            "which could end the text early; reword that line"
+        )
     return value
 
 
