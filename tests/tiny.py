@@ -15,7 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from isara_jax import mesh as mesh_lib
 from isara_jax import models as our_models
-from isara_jax import tokens, weights
+from isara_jax import packing, spelling, tokens, weights
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
@@ -165,10 +165,8 @@ def vocabulary(kind: str) -> tokens.Vocabulary:
     return tokens.Vocabulary(tokenizer, len(tokenizer) + 5, f"tests/{kind}")
 
 
-def contents(vocabulary, texts, capacity):
-    """Questions or answers as padded rows and lengths, each with the space of its header."""
-    ids = [vocabulary.encode(f" {text}") for text in texts]
-    rows = np.zeros((len(ids), capacity), np.int32)
-    for row, of_text in zip(rows, ids, strict=True):
-        row[: len(of_text)] = of_text
-    return rows, np.asarray([len(row) for row in ids], np.int32)
+def texts(vocabulary, written, place, capacity) -> packing.Text:
+    """Questions or answers of at most `capacity` tokens as they stand at `place`, on the host."""
+    seam = packing.Template.of(vocabulary).seam(place)
+    room = spelling.Room(capacity, capacity + seam)
+    return spelling.as_text(vocabulary.spellings(written, place), room)
