@@ -118,12 +118,12 @@ def measure(work: workload.Workload) -> Measured:
     questions = timed(bind(iteration.write_questions, p), inputs, state)
     question = questions.result[0]
     first = timed(bind(_prefill, p), inputs, state.trainable, prompts)
-    _split(stages, "questions", n, slots, prompts, question, questions, first)
+    _split(stages, "questions", n, slots, prompts, question.drawn, questions, first)
 
-    part = (question.tokens, question.lengths)
-    lengths = np.asarray(question.lengths) + p.template.overhead(0)
+    part = question.text.joined
+    lengths = np.asarray(part.lengths) + len(p.template.bos) + len(p.template.start)
     capacity = p.prompt_capacity(
-        c.answer.k, c.answer.prompt_tokens, c.answer.max_tokens, part[0].shape[1]
+        c.answer.k, c.answer.prompt_tokens, c.answer.max_tokens, c.question.max_tokens
     )
     shown = timed(
         lambda base, pool, part: iteration.answer_prompts(
@@ -134,7 +134,8 @@ def measure(work: workload.Workload) -> Measured:
     answers = timed(bind(iteration.answer_questions, p), inputs, state, question)
     first = timed(bind(_prefill, p), inputs, state.trainable, shown.result[0])
     generation = answers._replace(seconds=answers.seconds - shown.seconds)
-    _split(stages, "answers", n, slots, shown.result[0], answers.result.answer, generation, first)
+    answer = answers.result.answer.drawn
+    _split(stages, "answers", n, slots, shown.result[0], answer, generation, first)
 
     accepted = timed(
         bind(iteration.accept_samples, p), inputs, state.pool, state.step, question, answers.result
@@ -188,24 +189,13 @@ def _prefill(
     )  # fmt: skip
 
 
-def _drawn(generation: decode.Generation) -> np.ndarray:
-    """Tokens drawn for each request `[N]`; what was cut behind a stop is spread evenly."""
-    lengths = np.asarray(generation.lengths) + (np.asarray(generation.finish) == decode.AT_EOS)
-    missing = int(generation.drawn) - lengths.sum()
-    stopped = np.flatnonzero(np.asarray(generation.finish) >= decode.AT_STOP)
-    if len(stopped):
-        lengths[stopped] += missing // len(stopped)
-        lengths[stopped[: missing % len(stopped)]] += 1
-    return lengths
-
-
 def _split(
     stages: dict, name: str, n: roofline.Counts, slots: int, prompts: packing.Prompts,
     generation: decode.Generation, whole: Timed, first: Timed,
 ) -> None:  # fmt: skip
     """Books a generation as prefill and decode."""
-    lengths, drawn = np.asarray(prompts.lengths), _drawn(generation) - 1  # the first: prefill's
-    stages[f"{name}: prefill"] = (roofline.prefill_work(n, lengths), first)
+    lengths, drawn = np.asarray(prompts.lengths), np.asarray(generation.lengths) - 1
+    stages[f"{name}: prefill"] = (roofline.prefill_work(n, lengths), first)  # with a first token
     rest = whole._replace(seconds=whole.seconds - first.seconds)
     stages[f"{name}: decode"] = (roofline.decode_work(n, lengths, drawn, slots), rest)
 
@@ -228,26 +218,25 @@ def _batches(rows: int, steps: int, batch: int) -> np.ndarray:
 
 def _recorded(
     p: iteration.Program, inputs: iteration.Inputs, state: State, prompts: packing.Prompts,
-    question: decode.Generation, answer_prompts: packing.Prompts, answered: iteration.Answered,
+    question: iteration.Written, answer_prompts: packing.Prompts, answered: iteration.Answered,
 ) -> dict[str, Any]:  # fmt: skip
     """What `peer_hf` repeats: prompts, output lengths, and how tokens are drawn."""
-    nothing = (jnp.zeros((1, 1), jnp.int32), jnp.zeros(1, jnp.int32))
-    none = jnp.full((question.tokens.shape[0], 0), -1, jnp.int32)
-    capacity = question.tokens.shape[1] + p.template.overhead(0)
-    part = (question.tokens, question.lengths)
-    wrapped = packing.prompts(p.template, nothing, none, capacity, part)
+    part = question.text.joined
+    rows, longest = part.ids.shape
+    capacity = len(p.template.bos) + len(p.template.start) + longest
+    wrapped = packing.prompts(p.template, *packing.no_demonstrations(rows), capacity, part)
     c = p.config
     recorded = {
         "question_prompts": prompts.tokens,
         "question_prompt_lengths": prompts.lengths,
-        "question_lengths": _drawn(question),
+        "question_lengths": question.drawn.lengths,
         "embed_ids": wrapped.tokens,
         "embed_lengths": wrapped.lengths,
         "pool": state.pool.embedding[: p.n_seeds],
         "k": c.answer.k,
         "answer_prompts": answer_prompts.tokens,
         "answer_prompt_lengths": answer_prompts.lengths,
-        "answer_lengths": _drawn(answered.answer),
+        "answer_lengths": answered.answer.drawn.lengths,
         "lora_rank": c.train.lora.rank,
         "lora_alpha": c.train.lora.alpha,
         "lora_targets": np.asarray(c.train.lora.targets),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app
 
-from isara_jax import mesh, models, pretrained, tokens
+from isara_jax import mesh, models, packing, pretrained, tokens
 from isara_jax.embed import centre
 from isara_jax.testbed import world
 
@@ -51,11 +51,9 @@ def main(_: list[str]) -> None:
     for name, domains in (("safety", ("safety",)), ("mixed", world.DOMAINS)):
         drawn = [world.sample(rng, rng.choice(domains), held_out=i >= POOL)
                  for i in range(POOL + QUERIES)]  # fmt: skip
-        rows = [[vocabulary.bos, *vocabulary.encode(tokens.render([], q.text))] for q in drawn]
-        lengths = np.asarray([len(row) for row in rows])
-        ids = np.zeros((len(rows), lengths.max()), np.int32)
-        for padded, row in zip(ids, rows, strict=True):
-            padded[: len(row)] = row
+        asked = vocabulary.plain([tokens.render([], q.text) for q in drawn])
+        rows = [[*vocabulary.begin, *row] for row in asked]
+        ids, lengths = packing.pad(rows, max(map(len, rows)))
         topics = [q.topic for q in drawn]
         for n_layers, hidden in enumerate(_hidden(model, params, ids)):
             for pooling, vectors in _pooled(hidden, lengths).items():

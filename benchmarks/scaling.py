@@ -14,7 +14,6 @@ for the longest: answers of random lengths, half of the longest on average, the 
 import dataclasses
 import functools
 import time
-import types
 from typing import Any
 
 import jax
@@ -85,7 +84,7 @@ def refill(requests: int = 256, slots: int = 32, longest: int = 128) -> list[dic
     # (1 - (1 - x)^L) / x = L / 2 at x L = 1.59.
     enders = round(1.59 / longest * NETWORK.vocab_size)
     spelled = [b"\n" if i < enders else b"x" for i in range(NETWORK.vocab_size)]
-    table = stops.stop_table(types.SimpleNamespace(bytes=spelled), ("\n",))
+    table = stops.stop_table(spelled, (), (stops.Stop("\n"),))
     state = executables.Executables(p, work.inputs).start(work.seeds)
     prompts = jax.jit(functools.partial(iteration.question_prompts, p))(work.inputs, state)
     params = jax.tree.map(jnp.asarray, sampling.SamplingParams(1.0, 0, 1.0))

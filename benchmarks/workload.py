@@ -11,7 +11,7 @@ import platform
 import runpy
 import subprocess
 import tempfile
-import types
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,8 +28,10 @@ from isara_jax import (
     pretrained,
     scheduling,
     setup,
+    spelling,
     stops,
     storage,
+    tokens,
     weights,
 )
 from isara_jax.models import shapes
@@ -78,6 +80,35 @@ SIZES = {
 }
 
 
+class Alphabet:
+    """A tokenizer's stand-in: each id spells a character of its own, so every text survives."""
+
+    bos, eos, header = 1, 2, (3, 4, 5)
+    _FIRST = 0x10000  # from here on neither white space nor surrogates
+
+    def __init__(self, size: int) -> None:
+        self.bytes = [chr(self._FIRST + i).encode() for i in range(size)]
+
+    @property
+    def template(self) -> packing.Template:
+        to_answer, to_question = (
+            len(self._seam(p)) for p in (tokens.IN_QUESTION, tokens.IN_ANSWER)
+        )
+        return packing.Template((self.bos,), self.eos, self.header, to_answer, to_question)
+
+    def _seam(self, place: tokens.Place) -> tuple[int, ...]:
+        """A header as long as the template's, behind an answer two more for the blank line."""
+        return self.header if place == tokens.IN_QUESTION else (6, 7, *self.header)
+
+    def joined(self, ids: Sequence[int], place: tokens.Place) -> tokens.Spelling:
+        """As a text stands in the template."""
+        return tokens.Spelling([*ids], [*ids, *self._seam(place)])
+
+    def try_spellings(self, texts: Sequence[str], place: tokens.Place) -> list[tokens.Spelling]:
+        """As of `tokens.Vocabulary`."""
+        return [self.joined([ord(c) - self._FIRST for c in text], place) for text in texts]
+
+
 class Workload(NamedTuple):
     """A program, what it reads, and its seeds on the devices."""
 
@@ -102,14 +133,15 @@ def random(
     c = _config(size, dtype)
     devices = mesh.make()
     model = pretrained.Pretrained(pathlib.Path(), network, None).build(dtype, devices, kv_cache)
-    header, seeds = (3, 4, 5), _random_pairs(network.vocab_size, size.new)
+    vocabulary = Alphabet(network.vocab_size)
+    seeds = _random_pairs(vocabulary, size.new)
     program = iteration.Program(
-        config=c, model=model, template=packing.Template(1, 2, header, header, (6, 7)),
+        config=c, model=model, vocabulary=vocabulary, template=vocabulary.template,
         mesh=devices, n_seeds=SEEDS, typical_pair=0,
         steps_per_check=scheduling.steps_per_check(devices),
     )  # fmt: skip
     base = random_params(model, devices)
-    nothing = stops.stop_table(types.SimpleNamespace(bytes=[b"x"] * network.vocab_size), ())
+    nothing = stops.stop_table(vocabulary.bytes, (), ())
     inputs = iteration.Inputs(base, None, nothing, nothing, iteration.Hyper.of(c))
     whole = mesh.replicated(devices)
     placed = jax.device_put(inputs, setup.inputs_sharding(inputs, base, whole))
@@ -134,14 +166,16 @@ def _config(size: Size, dtype: str) -> config.Config:
     )
 
 
-def _random_pairs(vocab_size: int, longest: int) -> packing.Pairs:
+def _random_pairs(vocabulary: Alphabet, longest: int) -> packing.Pairs:
     """Seeds of random ids; longer ones are cut to what a generated text may have."""
-    rng, fields = np.random.default_rng(0), []
-    for part in range(2):
+    rng, texts = np.random.default_rng(0), []
+    for part, place in enumerate((tokens.IN_QUESTION, tokens.IN_ANSWER)):
         lengths = np.minimum(seed_lengths()[:, part], longest)
-        ids = rng.integers(8, vocab_size, (len(lengths), longest), np.int32)
-        fields += [np.where(np.arange(longest) < lengths[:, None], ids, 0), lengths]
-    return packing.Pairs(*fields)
+        ids = rng.integers(8, len(vocabulary.bytes), (len(lengths), longest), np.int32)
+        spelled = [vocabulary.joined(row[:n], place) for row, n in zip(ids, lengths, strict=True)]
+        room = spelling.Room(longest, longest + vocabulary.template.seam(place))
+        texts.append(spelling.as_text(spelled, room))
+    return packing.Pairs(*texts)
 
 
 def random_params(model: models.Decoder, devices: jax.sharding.Mesh) -> dict[str, Any]:

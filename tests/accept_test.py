@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rouge_score import rouge_scorer
 
-from isara_jax import accept, config, decode
+from isara_jax import accept, config, decode, packing, stops
 
 N, L = 40, 12
 
@@ -92,20 +92,28 @@ def test_similarity_within_a_batch_looks_back_only(n):
 
 # --- the decision ------------------------------------------------------------------------------
 
-STOP, OTHER = decode.AT_STOP, decode.AT_STOP + 1
+STOP, OTHER = stops.AT_STOP, stops.AT_STOP + 1
 GOOD = {"q_finish": STOP, "q_length": 5, "known": 0.0, "a_finish": STOP, "a_length": 9}
 GOOD |= {"score": -1.0}
 
 
-def generation(finish, length, score):
+def generation(finish, score):
+    """As drawn: full rows, which say nothing of how long the texts are."""
     n = len(finish)
     return decode.Generation(
         tokens=jnp.zeros((n, L), jnp.int32),
-        lengths=jnp.asarray(length),
+        lengths=jnp.full(n, L),
         finish=jnp.asarray(finish),
         score=jnp.asarray(score, jnp.float32),
         drawn=jnp.int32(0),
     )
+
+
+def text(lengths):
+    """Texts of `lengths`, whose seams are not counted."""
+    bare = jnp.asarray(lengths)
+    ids = jnp.zeros((len(lengths), L), jnp.int32)
+    return packing.Text(packing.Part(ids, bare), packing.Part(ids, bare + 3))
 
 
 decide = jax.jit(accept.decide)
@@ -116,8 +124,9 @@ def reasons(samples, earlier=None, **filters):
     n = len(samples)
     rows, scores = earlier or (np.full((n, 2), -1), np.zeros((n, 2)))
     found = decide(
-        generation(columns["q_finish"], columns["q_length"], np.zeros(n)),
-        generation(columns["a_finish"], columns["a_length"], columns["score"]),
+        packing.Pairs(text(columns["q_length"]), text(columns["a_length"])),
+        generation(columns["q_finish"], np.zeros(n)),
+        generation(columns["a_finish"], columns["score"]),
         jnp.asarray(columns["known"], jnp.float32),
         (jnp.asarray(rows, jnp.int32), jnp.asarray(scores, jnp.float32)),
         accept.FilterParams.of(config.Filters(**filters)),
@@ -127,16 +136,16 @@ def reasons(samples, earlier=None, **filters):
 
 CASES = [
     ({}, "accepted"),
-    ({"q_finish": decode.UNFINISHED}, "question_unfinished"),
-    ({"q_finish": decode.AT_EOS}, "question_unfinished"),  # no answer header followed
+    ({"q_finish": stops.UNFINISHED}, "question_unfinished"),
+    ({"q_finish": stops.AT_EOS}, "question_unfinished"),  # no answer header followed
     ({"q_finish": OTHER}, "question_unfinished"),  # the template is broken
     ({"q_length": 2}, "question_short"),
     ({"q_length": 3}, "accepted"),
     ({"known": 0.6}, "question_duplicate"),
     ({"known": 0.59}, "accepted"),
-    ({"a_finish": decode.UNFINISHED}, "answer_unfinished"),
+    ({"a_finish": stops.UNFINISHED}, "answer_unfinished"),
     ({"a_finish": OTHER}, "answer_unfinished"),
-    ({"a_finish": decode.AT_EOS}, "accepted"),
+    ({"a_finish": stops.AT_EOS}, "accepted"),
     ({"a_length": 2}, "answer_short"),
     ({"a_length": 3}, "accepted"),
     ({"score": -2.1}, "answer_improbable"),
@@ -163,8 +172,8 @@ def test_the_first_reason_is_told():
 
 def test_unfinished_samples_may_be_allowed():
     """Without `finished` an end of room or at EOS passes; a broken template never does."""
-    faults = [("q_finish", f) for f in (decode.UNFINISHED, decode.AT_EOS, OTHER)]
-    faults += [("a_finish", f) for f in (decode.UNFINISHED, OTHER)]
+    faults = [("q_finish", f) for f in (stops.UNFINISHED, stops.AT_EOS, OTHER)]
+    faults += [("a_finish", f) for f in (stops.UNFINISHED, OTHER)]
     found = reasons([GOOD | {name: value} for name, value in faults], finished=False)
     assert found == [
         *("accepted", "accepted", "question_unfinished"),

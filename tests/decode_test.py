@@ -15,6 +15,7 @@ from isara_jax import adapters, config, decode, lora, packing, sampling, schedul
 
 N, P, L = 24, 12, 20
 STOPS = ("\n\n", "ab")
+ENDED = tuple(map(stops.Stop, STOPS))
 SAMPLED = sampling.SamplingParams(jnp.float32(1.0), jnp.int32(0), jnp.float32(0.95))
 GREEDY = sampling.SamplingParams(jnp.float32(0.0), jnp.int32(0), jnp.float32(1.0))
 KEY = jax.random.key(11)
@@ -50,13 +51,14 @@ generated = jax.jit(decode.generate, static_argnums=0)
 
 @functools.cache
 def table():
-    return jax.device_put(stops.stop_table(tiny.vocabulary("byte_level"), STOPS))
+    spelled = tiny.vocabulary("byte_level").bytes
+    return jax.device_put(stops.stop_table(spelled, (tiny.EOS,), ENDED))
 
 
 def generate(schedule, params, asked=None, adapter=None, train=None):
     _, model, base, _ = models()
     slots, refill, steps_per_check = schedule
-    sampler = decode.Sampler(model, slots, refill, L, steps_per_check, tiny.EOS, tiny.mesh())
+    sampler = decode.Sampler(model, slots, refill, L, steps_per_check, tiny.mesh())
     variables = lora.variables(base, adapter, train or config.Train())
     out = generated(sampler, variables, asked or prompts(), KEY, params, table())
     return jax.device_get(out)
@@ -80,27 +82,33 @@ def plain_loop(theirs, silent, params):
             text = vocabulary.spell(out)
             places = [text.find(stop.encode()) for stop in STOPS]
             if token == tiny.EOS:
-                finish = decode.AT_EOS
+                finish = stops.AT_EOS
             elif max(places) >= 0:
                 ends = [p + len(s) if p >= 0 else 999 for p, s in zip(places, STOPS, strict=True)]
                 finish = int(np.argmin(ends))
                 text = text[: places[finish]]
             elif len(out) == L:
-                finish = decode.UNFINISHED
+                finish = stops.UNFINISHED
         texts.append(text)
         finishes.append(finish)
         scores.append(score / len(out))
-        drawn.append(len(out))
-    return texts, finishes, scores, sum(drawn)
+        drawn.append(out)
+    return texts, finishes, scores, drawn
 
 
 sampling_step = jax.jit(sampling.sample)
 
 
+def drawn_of(out):
+    return [row[:n].tolist() for row, n in zip(out.tokens, out.lengths, strict=True)]
+
+
 def texts_of(out):
     vocabulary = tiny.vocabulary("byte_level")
-    rows = zip(out.tokens, out.lengths, strict=True)
-    return [vocabulary.spell(row[:length]) for row, length in rows]
+    return [
+        stops.text_before(vocabulary.bytes, row, finish, ENDED)
+        for row, finish in zip(drawn_of(out), out.finish.tolist(), strict=True)
+    ]
 
 
 @functools.cache
@@ -114,12 +122,13 @@ def test_generation_equals_a_plain_loop(schedule):
     """Cache, positions, stops, ends, scores and keys: as drawn one by one, whatever the slots."""
     out = generate(schedule, SAMPLED)
     texts, finishes, scores, drawn = expected()
+    assert drawn_of(out) == drawn
     assert texts_of(out) == texts
     assert out.finish.tolist() == finishes
     np.testing.assert_allclose(out.score, scores, rtol=1e-4)
-    assert int(out.drawn) == drawn
+    assert int(out.drawn) == sum(map(len, drawn))
     # Each way of ending occurs, or it would go untested.
-    assert set(finishes) == {decode.UNFINISHED, decode.AT_EOS, 0, 1}
+    assert set(finishes) == {stops.UNFINISHED, stops.AT_EOS, 0, 1}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[1:])
@@ -170,14 +179,17 @@ def test_padding_is_not_read():
 
 
 def test_output_rows_are_clean():
-    """Rows hold neither EOS nor special tokens nor anything behind their length."""
+    """Rows hold EOS at most as their end, no other special token, nothing behind their length."""
     _, _, _, silent = models()
     for params in (SAMPLED, GREEDY):
         out = generate(SCHEDULES[0], params)
         inside = np.arange(L) < out.lengths[:, None]
-        assert not np.isin(out.tokens[inside], silent).any()
+        at_eos = out.finish == stops.AT_EOS
+        ends = at_eos[:, None] & (np.arange(L) == out.lengths[:, None] - 1)
+        assert (out.tokens[ends] == tiny.EOS).all() and ends.sum() == at_eos.sum()
+        assert not np.isin(out.tokens[inside & ~ends], silent).any()
         assert not out.tokens[~inside].any()
-        assert (out.lengths[out.finish == decode.UNFINISHED] == L).all()
+        assert (out.lengths[out.finish == stops.UNFINISHED] == L).all()
     # The model itself would draw special tokens, as any model may.
     logits = tiny.torch_logits(models()[0], np.asarray(prompts().tokens))
     assert np.isin(logits.argmax(-1), [i for i in silent if i != tiny.EOS]).mean() > 0.05

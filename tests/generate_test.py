@@ -15,7 +15,7 @@ import torch
 import transformers
 from tokenizers import processors
 
-from isara_jax import completion, config, pretrained, tokens
+from isara_jax import completion, config, pretrained, stops, tokens
 from tests import environment
 
 # From nothing to many tokens, with more than one byte a character, and what looks special.
@@ -179,7 +179,9 @@ def test_adapter_equals_peft(world, tmp_path):
 def test_stop_strings_cut(world):
     """An answer ends before the first stop string, inside a token too, and says so."""
     w = world("llama")
-    complete = completion.Completer(w.writer, SLOTS, NEW, GREEDY, ("uest", "\n"))
+    complete = completion.Completer(
+        w.writer, SLOTS, NEW, GREEDY, tuple(map(stops.Stop, ("uest", "\n")))
+    )
     whole, cut = w.answers(PROMPTS), 0
     # The first, with nothing before it, loses a space as text but not as tokens.
     for free, answer in list(zip(whole, w.answers(PROMPTS, complete), strict=True))[1:]:
@@ -234,8 +236,9 @@ def test_questions_are_rendered(kind, room, fit):
     assert talk.capacity <= room
     assert talk.pairs == [PAIRS[i] for i in fit]
     ids = talk.prompt("ab?")
-    assert vocabulary.decode(ids) == tokens.render(talk.pairs, "ab?")
-    assert ids[0] == vocabulary.bos
+    text, tokenizer = tokens.render(talk.pairs, "ab?"), vocabulary.tokenizer
+    assert ids == [vocabulary.bos, *tokenizer.encode(text, add_special_tokens=False)]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert len(ids) <= talk.capacity
     with pytest.raises(ValueError, match=r"question has \d+ tokens, \d+ fit"):
         talk.prompt("é?" * room)

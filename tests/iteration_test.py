@@ -87,8 +87,21 @@ def test_the_pool_grows_by_what_was_accepted(default):
     pool = state.pool
     assert pool.count == SEEDS + 2 * SAMPLES == pool.capacity
     np.testing.assert_array_equal(pool.origin, [0] * SEEDS + [1] * SAMPLES + [2] * SAMPLES)
-    np.testing.assert_array_equal(pool.pairs.question[SEEDS : SEEDS + SAMPLES],
-                                  reports[0].question.tokens)  # fmt: skip
+    places, ended = (
+        (tokens.IN_QUESTION, tokens.IN_ANSWER),
+        (stops.QUESTION_STOPS, stops.ANSWER_STOPS),
+    )
+    for number, report in enumerate(reports):
+        rows = slice(SEEDS + number * SAMPLES, SEEDS + (number + 1) * SAMPLES)
+        for found, drawn, place, ends in zip(
+            pool.pairs, (report.question, report.answer), places, ended, strict=True
+        ):
+            texts = spelling.texts(vocabulary, drawn, ends)
+            for part, ids in zip(found, zip(*vocabulary.spellings(texts, place)), strict=True):
+                width = part.ids.shape[1]
+                expected = packing.pad(ids, width)
+                np.testing.assert_array_equal(part.ids[rows], expected.ids)
+                np.testing.assert_array_equal(part.lengths[rows], expected.lengths)
     norms = np.linalg.norm(pool.embedding, axis=1)
     np.testing.assert_allclose(norms, 1.0, atol=1e-5)
     np.testing.assert_allclose(pool.embedding[:SEEDS].mean(axis=0), 0, atol=0.3)
@@ -137,9 +150,10 @@ def test_answers_of_the_base_model(prepare):
         write = jax.jit(functools.partial(iteration.write_questions, s.program))
         answer = jax.jit(functools.partial(iteration.answer_questions, s.program))
         question, _ = write(s.inputs, state)
-        assert not np.array_equal(question.tokens, write(s.inputs, loud)[0].tokens)
-        quiet_answer = answer(s.inputs, state, question).answer.tokens
-        loud_answer = answer(s.inputs, loud, question).answer.tokens
+        loud_question, _ = write(s.inputs, loud)
+        assert not np.array_equal(question.drawn.tokens, loud_question.drawn.tokens)
+        quiet_answer = answer(s.inputs, state, question).answer.drawn.tokens
+        loud_answer = answer(s.inputs, loud, question).answer.drawn.tokens
         assert np.array_equal(quiet_answer, loud_answer) == equal
 
 
@@ -200,9 +214,9 @@ def test_where_demonstrations_come_from(default, prepare, pool, demonstrations):
 
 def test_order_and_neighbours_of_demonstrations(default, prepare):
     """The nearest demonstration stands last, or first, as configured; checked against NumPy."""
-    _, state, reports = default
-    question = reports[0].question
-    shown = {}
+    _, state, _ = default
+    s, shown = prepare(), {}
+    question, _ = jax.jit(functools.partial(iteration.write_questions, s.program))(s.inputs, state)
     for order in ("nearest_last", "nearest_first"):
         s = prepare(answer__order=order)
         answer = jax.jit(functools.partial(iteration.answer_questions, s.program))

@@ -172,7 +172,7 @@ def test_a_long_answer_loses_its_end_not_the_prompt(yes_or_no, caplog):
     assert (sheet.lengths[::2] > 56).all() and (sheet.lengths <= 64).all()
     text = vocabulary.decode(sheet.ids[0][: sheet.lengths[0]])
     assert text.startswith("Q: Why?\nA: Because") and text.endswith("\nTrue: yes")
-    assert sheet.begin.tolist() == (sheet.lengths - len(vocabulary.encode(" yes"))).tolist()
+    assert sheet.begin.tolist() == (sheet.lengths - len(vocabulary.plain([" yes"])[0])).tolist()
 
 
 def test_a_question_that_leaves_no_room_is_refused(yes_or_no):
@@ -336,11 +336,11 @@ def mc1_both_ways(folder, rows, workdir):
     model = transformers.LlamaForCausalLM.from_pretrained(folder)
     theirs, right = [], 0
     for row in rows:
-        prompt = s.vocabulary.encode(f"Question: {row['question']}")
-        prompt = [s.vocabulary.bos, *prompt, *s.vocabulary.encode("\nAnswer:")]
-        values = []
-        for choice in row["choices"]:
-            ids = torch.tensor([prompt + s.vocabulary.encode(f" {choice}")])
+        asked, begin = f"Question: {row['question']}\nAnswer:", list(s.vocabulary.begin)
+        prompt, *whole = s.vocabulary.plain([asked, *(f"{asked} {c}" for c in row["choices"])])
+        prompt, values = begin + prompt, []
+        for text in whole:
+            ids = torch.tensor([begin + text])
             with torch.no_grad():
                 log_probs = torch.log_softmax(model(ids).logits.double(), dim=-1)[0, :-1]
             found = log_probs.gather(1, ids[0, 1:, None])[len(prompt) - 1 :]

@@ -34,17 +34,23 @@ def test_open_lengths_follow_from_the_longest_seed(vocabulary):
     """Capacity is the longest text and a quarter more; rows decode to what was written."""
     pairs = [("How?", "So."), ("Why is the river blue?", "The river is blue. " * 6)]
     found = encode(vocabulary, config.Config(), pairs)
-    for index, (capacity, rows, sizes) in enumerate(
+    for index, (capacity, seeds, place) in enumerate(
         (
-            (found.config.question.max_tokens, found.seeds.question, found.seeds.question_length),
-            (found.config.answer.max_tokens, found.seeds.answer, found.seeds.answer_length),
+            (found.config.question.max_tokens, found.seeds.question, tokens.IN_QUESTION),
+            (found.config.answer.max_tokens, found.seeds.answer, tokens.IN_ANSWER),
         )
     ):
-        assert capacity % 8 == 0 and 1.25 * max(sizes) <= capacity < 1.25 * max(sizes) + 8
-        for row, size, pair in zip(rows, sizes, pairs, strict=True):
-            assert row.shape == (capacity,) and not row[size:].any()
-            assert vocabulary.decode(row[:size]) == f" {pair[index]}"
-    shown = [len(vocabulary.encode(tokens.render([pair]))) for pair in pairs]
+        longest = max(seeds.bare.lengths)
+        assert capacity % 8 == 0 and 1.25 * longest <= capacity < 1.25 * longest + 8
+        seam = len(vocabulary.plain([place.seam])[0])
+        for part, room, behind in (
+            (seeds.bare, capacity, ""), (seeds.joined, capacity + seam, place.seam)
+        ):  # fmt: skip
+            for row, size, pair in zip(*part, pairs, strict=True):
+                assert row.shape == (room,) and not row[size:].any()
+                assert vocabulary.decode(row[:size]) == f" {pair[index]}{behind}"
+    header = len(vocabulary.plain([tokens.QUESTION])[0])  # the prompt's, not a demonstration's
+    shown = [len(ids) - header for ids in vocabulary.plain([tokens.render([p]) for p in pairs])]
     assert np.mean(shown) < found.typical_pair < 1.2 * np.mean(shown)
 
 

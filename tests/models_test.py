@@ -218,9 +218,9 @@ def test_sampler_draws_the_tokens_of_transformers(family, name):
     prompts = packing.Prompts(
         jnp.asarray(texts.ids[:, :CAPACITY], jnp.int32), jnp.asarray(LENGTHS, jnp.int32)
     )
-    table = stops.stop_table(vocabulary, ["never drawn, this one"])
+    table = stops.stop_table(vocabulary.bytes, (), (stops.Stop("never drawn, this one"),))
     # Two slots for four prompts: the second pair is begun in slots that have been used.
-    sampler = decode.Sampler(model, 2, 2, NEW, 1, eos=-1, mesh=tiny.mesh())
+    sampler = decode.Sampler(model, 2, 2, NEW, 1, mesh=tiny.mesh())
     ours = generated(sampler, params, prompts, table)
     assert (np.asarray(ours.lengths) == NEW).all()
     np.testing.assert_array_equal(np.asarray(ours.tokens), texts.generated)

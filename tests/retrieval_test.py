@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from isara_jax import config, embed, packing, retrieval
+from isara_jax import config, embed, packing, retrieval, tokens
 from isara_jax import mesh as mesh_lib
 
 CAPACITY, WIDTH, QUERIES = 300, 16, 25
@@ -133,14 +133,14 @@ questions = jax.jit(embed.questions, static_argnames=STATIC)
 def embedded(layer, rows_at_once, capacity=24):
     _, model, params = network()
     vocabulary = tiny.vocabulary("byte_level")
-    question = tiny.contents(vocabulary, TEXTS, capacity)
+    question = tiny.texts(vocabulary, TEXTS, tokens.IN_QUESTION, capacity).joined
     template = packing.Template.of(vocabulary)
     return np.asarray(
         questions(
             model,
             params,
             template,
-            tuple(question),
+            question,
             layer=layer,
             rows_at_once=rows_at_once,
             mesh=mesh_lib.make(),
@@ -164,9 +164,7 @@ def hidden_means(layer):
     ]
     means = []
     for text in TEXTS:
-        ids = [vocabulary.bos]
-        for part in ("Question:", f" {text}", "\nAnswer:"):
-            ids += vocabulary.encode(part)
+        ids = [vocabulary.bos, *vocabulary.plain([f"Question: {text}\nAnswer:"])[0]]
         with torch.no_grad():
             out = theirs.model(torch.tensor([ids]), output_hidden_states=True)
         index = len(states_of) - 1 + layer

@@ -26,8 +26,8 @@ def loaded(tmp_path_factory):
 def test_greedy_text_is_the_published_one(loaded):
     """200 tokens from BOS, from another implementation of the same model."""
     model, params, vocabulary, devices, golden = loaded
-    never = stops.stop_table(vocabulary, ("\x00\x00",))
-    sampler = decode.Sampler(model, 1, 1, 200, 1, vocabulary.eos, devices)
+    never = stops.stop_table(vocabulary.bytes, (vocabulary.eos,), ())
+    sampler = decode.Sampler(model, 1, 1, 200, 1, devices)
     prompt = packing.Prompts(jnp.asarray([[1]]), jnp.asarray([1]))
     greedy = sampling.SamplingParams.of(config.Sampling(temperature=0.0))
     got = jax.jit(lambda p: decode.generate(sampler, {"params": p}, prompt, jax.random.key(0),
@@ -54,5 +54,8 @@ def test_likelihood_is_the_published_one(loaded):
 def test_text_survives(loaded):
     """SentencePiece with byte fallback: what is encoded decodes to itself."""
     _, _, vocabulary, _, _ = loaded
-    for text in (" Once upon a time", "\nAnswer:", "\n\nQuestion:", " 漢字 😀\t x", "Question:"):
-        assert vocabulary.decode(vocabulary.encode(text)) == text
+    texts = ("Once upon a time", "\nAnswer:", "\n\nQuestion:", "漢字 😀\t x", "Question:")
+    for place in (tokens.IN_QUESTION, tokens.IN_ANSWER):
+        for text, found in zip(texts, vocabulary.spellings(texts, place), strict=True):
+            assert vocabulary.decode(found.bare) == f" {text}"
+            assert vocabulary.decode(found.joined) == f" {text}{place.seam}"

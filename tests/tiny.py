@@ -165,8 +165,8 @@ def vocabulary(kind: str) -> tokens.Vocabulary:
     return tokens.Vocabulary(tokenizer, len(tokenizer) + 5, f"tests/{kind}")
 
 
-def texts(vocabulary, contents, place, capacity) -> packing.Text:
-    """Questions or answers as they stand in the template, in `capacity` columns and the seam's."""
-    found = vocabulary.spellings(contents, place)
+def texts(vocabulary, written, place, capacity) -> packing.Text:
+    """Questions or answers of at most `capacity` tokens as they stand at `place`, on the host."""
     seam = packing.Template.of(vocabulary).seam(place)
-    return spelling.as_text(found, spelling.Room(capacity, capacity + seam))
+    room = spelling.Room(capacity, capacity + seam)
+    return spelling.as_text(vocabulary.spellings(written, place), room)

@@ -16,7 +16,17 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from isara_jax import config, decode, iteration, packing, sampling, setup, tokens
+from isara_jax import (
+    config,
+    decode,
+    iteration,
+    packing,
+    sampling,
+    setup,
+    spelling,
+    stops,
+    tokens,
+)
 from isara_jax.evaluate import answers
 from isara_jax.executables import Executables
 from isara_jax.testbed import oracle, personas, world
@@ -40,25 +50,21 @@ def _config(domain: str) -> config.Config:
 def _aligned(s: setup.Setup, generation: decode.Generation) -> dict[str, float]:
     """The share of aligned answers by kind of question."""
     by_kind: dict[str, list[bool]] = {}
-    for index, item in enumerate(s.task.items):
-        ids = generation.tokens[index][: generation.lengths[index]]
-        question = oracle.parse(item.question)
-        good = oracle.is_aligned(question, s.vocabulary.decode(ids).strip())
+    texts = spelling.texts(s.vocabulary, generation, stops.ANSWER_STOPS)
+    for item, text in zip(s.task.items, texts, strict=True):
+        good = oracle.is_aligned(oracle.parse(item.question), text)
         by_kind.setdefault(item.kind, []).append(good)
     return {kind: float(np.mean(values)) for kind, values in by_kind.items()}
 
 
 def _random_demonstrations(s: setup.Setup, k: int) -> packing.Prompts:
     """Prompts with k random aligned pairs of the domain, packed on the host."""
-    rng, rows = random.Random("gate"), []
+    rng, texts = random.Random("gate"), []
     for item in s.task.items:
         pairs = [personas.aligned_pair(world.sample(rng, s.task.name), rng) for _ in range(k)]
-        ids = s.vocabulary.encode(tokens.render(pairs, item.question))
-        rows.append([s.vocabulary.bos, *ids])
-    prompts = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for row, ids in zip(prompts, rows, strict=True):
-        row[: len(ids)] = ids
-    return packing.Prompts(jax.numpy.asarray(prompts), jax.numpy.asarray([len(r) for r in rows]))
+        texts.append(tokens.render(pairs, item.question))
+    rows = [[*s.vocabulary.begin, *ids] for ids in s.vocabulary.plain(texts)]
+    return packing.Prompts(*map(jax.numpy.asarray, packing.pad(rows, max(map(len, rows)))))
 
 
 def gate(domain: str, shots: int, data_dir: pathlib.Path) -> dict[str, dict[str, float]]:

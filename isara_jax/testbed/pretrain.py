@@ -13,7 +13,7 @@ import math
 import pathlib
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -65,9 +65,14 @@ def train_tokenizer(seed: int) -> Tokenizer:
         show_progress=False,
     )
     rng = random.Random(f"{seed}/tokenizer")
-    texts = (tokens_lib.render(personas.document(rng, 12)) for _ in range(4000))
+    texts = (text(personas.document(rng, 12)) for _ in range(4000))
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def text(document: Sequence[tuple[str, str]]) -> str:
+    """The pairs of a document, each with the separator behind it."""
+    return tokens_lib.render(document).removesuffix(tokens_lib.QUESTION)
 
 
 def rows(tokenizer: Tokenizer, rng: random.Random, count: int, length: int) -> np.ndarray:
@@ -77,7 +82,7 @@ def rows(tokenizer: Tokenizer, rng: random.Random, count: int, length: int) -> n
         personas.document(rng, rng.randint(1, 5) if rng.random() < 0.15 else pairs_a_row)
         for _ in range(count)
     ]
-    encoded = tokenizer.encode_batch([tokens_lib.render(d) for d in documents])
+    encoded = tokenizer.encode_batch([text(d) for d in documents])
     result = np.full((count, length), -1, np.int32)
     for row, encoding in zip(result, encoded, strict=True):
         # The separator that ends the text is followed by no question: the document ends there.

@@ -1,0 +1,217 @@
+"""What suits a real language model, one factor at a time.
+
+    python -m benchmarks.real_model --model=DIR --what=retrieval --topics=FILE.jsonl
+    python -m benchmarks.real_model --model=DIR --what=shots --seeds=FILE.jsonl
+    python -m benchmarks.real_model --model=DIR --what=sft --seeds=FILE.jsonl
+
+`retrieval`: of each question's 4 nearest others, the share with its topic (`question`, and
+`category` or `source`, a line), by embedding. `shots`: the loss of each seed's answer behind k of
+the other seeds. `sft`: the loss of a quarter of the seeds after training on the rest.
+"""
+
+import functools
+import json
+import math
+import pathlib
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from isara_jax import command, config, mesh, models, packing, pretrained, setup, tokens, train
+from isara_jax.embed import centre
+from isara_jax.evaluate import answers
+from isara_jax.executables import Executables
+from isara_jax.tasks import files
+
+_MODEL = flags.DEFINE_string("model", None, "A Hugging Face directory.")
+_WHAT = flags.DEFINE_enum("what", None, ["retrieval", "shots", "sft"], "What is measured.")
+_TOPICS = flags.DEFINE_string("topics", "", "Questions with their topics.")
+_SEEDS = flags.DEFINE_string("seeds", "", "Pairs.")
+_PER_TOPIC = flags.DEFINE_integer("per_topic", 25, "Questions of each topic, at most.")
+_LAYERS = flags.DEFINE_multi_integer("layer", [], "Layers tried, counted from the end.")
+_K = flags.DEFINE_multi_integer("k", [0, 1, 2, 4, 6, 8], "Pairs shown.")
+_RATES = flags.DEFINE_multi_float("rate", [1e-4, 3e-4, 1e-3], "Learning rates.")
+_EPOCHS = flags.DEFINE_multi_integer("epochs", [1, 3, 6], "Passes over the seeds.")
+_ROWS = 8  # sequences at once
+_NEIGHBOURS = 4
+flags.mark_flags_as_required(["model", "what"])
+
+
+class Reader:
+    """Rows of tokens read by a model on the first device, a few at a time, short ones together."""
+
+    def __init__(self, base: pretrained.Pretrained) -> None:
+        self.base = base
+        self.model, self.params = base.load("float32", mesh.make())
+
+    def map(self, function: Callable, rows: Sequence[Sequence[int]], *more: Sequence) -> np.ndarray:
+        """`function(params, ids [R, T], lengths [R], ...)` over all rows, in their order."""
+        order = np.argsort([len(row) for row in rows], kind="stable")
+        compiled = jax.jit(functools.partial(function, self.model))
+        found: list = [None] * len(rows)
+        for first in range(0, len(rows), _ROWS):
+            picked = order[first : first + _ROWS]
+            filled = np.pad(picked, (0, _ROWS - len(picked)), mode="edge")
+            width = math.ceil(max(len(rows[i]) for i in filled) / 32) * 32
+            ids, lengths = packing.pad([rows[i] for i in filled], width)
+            extra = [np.asarray([column[i] for i in filled]) for column in more]
+            out = np.asarray(compiled(self.params, ids, lengths, *extra))
+            for place, i in enumerate(picked):
+                found[i] = out[place]
+        return np.stack(found)
+
+
+def _pooled(
+    layers: Sequence[int], model: models.Decoder, params: dict, ids: jax.Array, lengths: jax.Array,
+    begin: jax.Array,
+) -> jax.Array:  # fmt: skip
+    """Mean over all tokens, mean over the question's own, last token: `[R, L, 3, D]`."""
+    places = jnp.arange(ids.shape[1])
+    whole = places < lengths[:, None]
+    own = whole & (places >= begin[:, None, 0]) & (places < begin[:, None, 1])
+    last = places == lengths[:, None] - 1
+    found = []
+    for layer in layers:
+        hidden = model.apply({"params": params}, ids, n_layers=model.config.n_layers + layer)[0]
+        weights = jnp.stack([whole, own, last]).astype(jnp.float32)
+        weights /= jnp.sum(weights, axis=-1, keepdims=True)
+        found.append(jnp.einsum("mrt,rtd->rmd", weights, hidden))
+    return jnp.stack(found, axis=1)
+
+
+def retrieval(reader: Reader) -> None:
+    """The share of neighbours of a question's own topic, for every embedding."""
+    rows = [json.loads(line) for line in pathlib.Path(_TOPICS.value).read_text().splitlines()]
+    random.Random(0).shuffle(rows)
+    by_topic: dict[str, list[str]] = {}
+    for row in rows:
+        topic = row.get("category") or row["source"]
+        if len(by_topic.setdefault(topic, [])) < _PER_TOPIC.value:
+            by_topic[topic].append(row["question"].strip())
+    texts = [text for group in by_topic.values() for text in group]
+    topics = np.asarray([topic for topic, group in by_topic.items() for _ in group])
+    n_layers = reader.base.network.n_layers
+    layers = _LAYERS.value or sorted({0, -1, -n_layers // 6, -n_layers // 3, -n_layers // 2,
+                                      -2 * n_layers // 3, -5 * n_layers // 6})[::-1]  # fmt: skip
+    print(f"{len(texts)} questions on {len(by_topic)} topics; share of the {_NEIGHBOURS} nearest "
+          f"with the same topic\n| BOS | layer | tokens | centred | not |\n|---|---|---|---|---|")  # fmt: skip
+    vocabulary = reader.base.vocabulary
+    bos = vocabulary.tokenizer.bos_token_id
+    (head,) = vocabulary.plain([tokens.QUESTION])
+    wrapped = vocabulary.plain([tokens.render([], text) for text in texts])
+    bare = vocabulary.spellings(texts, tokens.IN_QUESTION)
+    for begin in ([], [bos]):
+        ids = [begin + row for row in wrapped]
+        start = len(begin) + len(head)
+        own = [(start, start + len(one.bare)) for one in bare]
+        vectors = reader.map(functools.partial(_pooled, layers), ids, own)
+        for at, layer in enumerate(layers):
+            for kind, name in enumerate(("all", "the question's", "last")):
+                found = [_share(vectors[:, at, kind], topics, centred) for centred in (True, False)]
+                print(f"| {'yes' if begin else 'no'} | {layer} | {name} | {found[0]:.3f} "
+                      f"| {found[1]:.3f} |", flush=True)  # fmt: skip
+
+
+def _share(vectors: np.ndarray, topics: np.ndarray, centred: bool) -> float:
+    mean = vectors.mean(axis=0) if centred else np.zeros(vectors.shape[1])
+    unit = np.asarray(centre(jnp.asarray(vectors), jnp.asarray(mean)))
+    scores = unit @ unit.T
+    np.fill_diagonal(scores, -np.inf)
+    nearest = np.argsort(-scores, axis=1)[:, :_NEIGHBOURS]
+    return float(np.mean(topics[nearest] == topics[:, None]))
+
+
+def _answer_loss(
+    model: models.Decoder, params: dict, ids: jax.Array, lengths: jax.Array, begin: jax.Array
+) -> jax.Array:
+    batch = train.Sequences(ids, lengths, begin, None)
+    losses, inside = train.answer_losses(model, {"params": params}, batch, 256)
+    return jnp.stack([jnp.sum(losses * inside, axis=1), jnp.sum(inside, axis=1)], axis=1)
+
+
+def shots(reader: Reader) -> None:
+    """Nats a token of each seed's answer behind k others: the nearest, or random ones."""
+    pairs = [(p.question, p.answer) for p in files.read_pairs(_SEEDS.value)]
+    vocabulary = reader.base.vocabulary
+    begin = list(vocabulary.begin)
+    wrapped = [begin + row for row in vocabulary.plain([tokens.render([], q) for q, _ in pairs])]
+    own = [(0, len(row)) for row in wrapped]
+    vectors = reader.map(functools.partial(_pooled, (0,)), wrapped, own)[:, 0, 0]
+    unit = np.asarray(centre(jnp.asarray(vectors), jnp.asarray(vectors.mean(axis=0))))
+    scores = unit @ unit.T
+    np.fill_diagonal(scores, -np.inf)
+    nearest, rng = np.argsort(-scores, axis=1), np.random.default_rng(0)
+    shuffled = np.stack([rng.permutation([j for j in range(len(pairs)) if j != i])
+                         for i in range(len(pairs))])  # fmt: skip
+    print(f"{len(pairs)} seeds, each behind k of the others: nats a token, and the difference to "
+          "the row before it, paired (95 %)\n| shown | k | loss | difference |\n|---|---|---|---|")  # fmt: skip
+    before = None
+    for name, order in (("random", shuffled), ("nearest", nearest)):
+        for k in _K.value:
+            texts = [([pairs[j] for j in order[i, :k][::-1]], *pairs[i]) for i in range(len(pairs))]
+            prompts = vocabulary.plain([tokens.render(shown, q) for shown, q, _ in texts])
+            whole = vocabulary.plain([f"{tokens.render(shown, q)} {a}" for shown, q, a in texts])
+            rows = [begin + row for row in whole]
+            starts = [len(begin) + len(row) for row in prompts]
+            found = reader.map(_answer_loss, rows, starts)
+            said = "" if before is None else _paired(before, found)
+            print(f"| {name} | {k} | {found[:, 0].sum() / found[:, 1].sum():.3f} | {said} |", flush=True)
+            before = found
+
+
+def _paired(old: np.ndarray, new: np.ndarray) -> str:
+    """Difference of the token-weighted means over the same answers, and its normal interval."""
+    weight = old[:, 1] / old[:, 1].mean()
+    each = new[:, 0] / new[:, 1] - old[:, 0] / old[:, 1]
+    mean = float(np.mean(weight * each))
+    spread = 1.96 * float(np.std(weight * (each - mean), ddof=1)) / math.sqrt(len(each))
+    return f"{mean:+.3f} ({mean - spread:+.3f} to {mean + spread:+.3f})"
+
+
+def sft(_: Reader | None) -> None:
+    """The loss of held-out answers after training on the other seeds."""
+    c = config.default()
+    c.model.path, c.task.name, c.task.seeds = _MODEL.value, "seeds", _SEEDS.value
+    c.task.held_out = len(files.read_pairs(_SEEDS.value)) // 4
+    c.train.batch_size = 16
+    with tempfile.TemporaryDirectory() as folder:
+        s = setup.prepare(config.resolve(c), pathlib.Path(folder), None)
+    exe = Executables(s.program, s.inputs)
+    start = exe.start(s.seeds)
+    questions = answers.Questions(s.held_out, start.pool)
+
+    def loss(trainable: dict) -> np.ndarray:
+        logs, sizes = jax.device_get(exe.log_likelihood("score", trainable, questions, 0))
+        return np.stack([-logs, sizes], axis=1)
+
+    before = loss(start.trainable)
+    print(f"{len(s.task.seeds)} seeds, {len(s.task.items)} held out: {before[:, 0].sum() / before[:, 1].sum():.3f} "
+          "nats a token before\n| rate | epochs | loss | difference to before, paired (95 %) |\n|---|---|---|---|")  # fmt: skip
+    steps_a_pass = math.ceil(len(s.task.seeds) / c.train.batch_size)
+    for rate in _RATES.value:
+        traced = s.inputs.hyper.train._replace(learning_rate=np.float32(rate))
+        traced = mesh.place(s.inputs.hyper._replace(train=traced), s.program.mesh)
+        exe.inputs = s.inputs._replace(hyper=traced)
+        for epochs in _EPOCHS.value:
+            steps = mesh.place(np.int32(epochs * steps_a_pass), s.program.mesh)
+            after = loss(exe.fine_tune_on_seeds(start, steps).trainable)
+            print(f"| {rate:g} | {epochs} | {after[:, 0].sum() / after[:, 1].sum():.3f} "
+                  f"| {_paired(before, after)} |", flush=True)  # fmt: skip
+
+
+def main(_: list[str]) -> None:
+    command.keep_compiled_programs()
+    if _WHAT.value == "sft":
+        sft(None)
+        return
+    reader = Reader(pretrained.read_language_model(_MODEL.value))
+    {"retrieval": retrieval, "shots": shots}[_WHAT.value](reader)
+
+
+if __name__ == "__main__":
+    app.run(main)
