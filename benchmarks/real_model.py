@@ -98,8 +98,8 @@ def retrieval(reader: Reader) -> None:
     n_layers = reader.base.network.n_layers
     layers = _LAYERS.value or sorted({0, -1, -n_layers // 6, -n_layers // 3, -n_layers // 2,
                                       -2 * n_layers // 3, -5 * n_layers // 6})[::-1]  # fmt: skip
-    print(f"{len(texts)} questions on {len(by_topic)} topics; share of the {_NEIGHBOURS} nearest "
-          f"with the same topic\n| BOS | layer | tokens | centred | not |\n|---|---|---|---|---|")  # fmt: skip
+    print(f"{len(texts)} questions on {len(by_topic)} topics; share of the {_NEIGHBOURS} nearest")
+    print("with the same topic\n| BOS | layer | tokens | centred | not |\n|---|---|---|---|---|")
     vocabulary = reader.base.vocabulary
     bos = vocabulary.tokenizer.bos_token_id
     (head,) = vocabulary.plain([tokens.QUESTION])
@@ -148,8 +148,10 @@ def shots(reader: Reader) -> None:
     nearest, rng = np.argsort(-scores, axis=1), np.random.default_rng(0)
     shuffled = np.stack([rng.permutation([j for j in range(len(pairs)) if j != i])
                          for i in range(len(pairs))])  # fmt: skip
-    print(f"{len(pairs)} seeds, each behind k of the others: nats a token, and the difference to "
-          "the row before it, paired (95 %)\n| shown | k | loss | difference |\n|---|---|---|---|")  # fmt: skip
+    print(f"{len(pairs)} seeds, each behind k of the others: nats a token, and the difference")
+    print(
+        "to the row before it, paired (95 %)\n| shown | k | loss | difference |\n|---|---|---|---|"
+    )
     before = None
     for name, order in (("random", shuffled), ("nearest", nearest)):
         for k in _K.value:
@@ -160,8 +162,13 @@ def shots(reader: Reader) -> None:
             starts = [len(begin) + len(row) for row in prompts]
             found = reader.map(_answer_loss, rows, starts)
             said = "" if before is None else _paired(before, found)
-            print(f"| {name} | {k} | {found[:, 0].sum() / found[:, 1].sum():.3f} | {said} |", flush=True)
+            print(f"| {name} | {k} | {_mean(found):.3f} | {said} |", flush=True)
             before = found
+
+
+def _mean(found: np.ndarray) -> float:
+    """Nats a token, of losses and tokens `[N, 2]`."""
+    return float(found[:, 0].sum() / found[:, 1].sum())
 
 
 def _paired(old: np.ndarray, new: np.ndarray) -> str:
@@ -173,7 +180,7 @@ def _paired(old: np.ndarray, new: np.ndarray) -> str:
     return f"{mean:+.3f} ({mean - spread:+.3f} to {mean + spread:+.3f})"
 
 
-def sft(_: Reader | None) -> None:
+def sft() -> None:
     """The loss of held-out answers after training on the other seeds."""
     c = config.default()
     c.model.path, c.task.name, c.task.seeds = _MODEL.value, "seeds", _SEEDS.value
@@ -190,8 +197,8 @@ def sft(_: Reader | None) -> None:
         return np.stack([-logs, sizes], axis=1)
 
     before = loss(start.trainable)
-    print(f"{len(s.task.seeds)} seeds, {len(s.task.items)} held out: {before[:, 0].sum() / before[:, 1].sum():.3f} "
-          "nats a token before\n| rate | epochs | loss | difference to before, paired (95 %) |\n|---|---|---|---|")  # fmt: skip
+    print(f"{len(s.task.seeds)} seeds, {len(s.task.items)} held out: {_mean(before):.3f} nats")
+    print("| rate | epochs | loss | difference to before, paired (95 %) |\n|---|---|---|---|")
     steps_a_pass = math.ceil(len(s.task.seeds) / c.train.batch_size)
     for rate in _RATES.value:
         traced = s.inputs.hyper.train._replace(learning_rate=np.float32(rate))
@@ -200,14 +207,14 @@ def sft(_: Reader | None) -> None:
         for epochs in _EPOCHS.value:
             steps = mesh.place(np.int32(epochs * steps_a_pass), s.program.mesh)
             after = loss(exe.fine_tune_on_seeds(start, steps).trainable)
-            print(f"| {rate:g} | {epochs} | {after[:, 0].sum() / after[:, 1].sum():.3f} "
-                  f"| {_paired(before, after)} |", flush=True)  # fmt: skip
+            said = f"| {rate:g} | {epochs} | {_mean(after):.3f} | {_paired(before, after)} |"
+            print(said, flush=True)
 
 
 def main(_: list[str]) -> None:
     command.keep_compiled_programs()
     if _WHAT.value == "sft":
-        sft(None)
+        sft()
         return
     reader = Reader(pretrained.read_language_model(_MODEL.value))
     {"retrieval": retrieval, "shots": shots}[_WHAT.value](reader)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from isara_jax import accept, spelling, stops, storage
+from isara_jax import accept, advice, spelling, stops, storage
 from isara_jax.setup import Setup
 from isara_jax.state import Report
 
@@ -63,6 +63,7 @@ class History:
             "attempted": len(samples),
             "accepted": len(kept),
             "reasons": dict(zip(accept.REASONS, counts, strict=True)),
+            "advice": advice.of(report, self._setup.config),
             "train_steps": int(report.train_steps),
             "train_loss_first": float(report.train_first_loss),
             "train_loss_last": float(report.train_last_loss),

@@ -197,6 +197,8 @@ class _Run:
     def _tell(self, entry: dict[str, Any]) -> None:
         reasons = ", ".join(f"{n} {reason}" for reason, n in entry["reasons"].items() if n)
         self.progress.say(f"  {entry['attempted']} samples: {reasons}")
+        if entry["advice"]:
+            self.progress.say(f"  {entry['advice']}")
         if entry["example"]:
             self._tell_example(entry["example"]["question"], entry["example"]["answer"])
         else:

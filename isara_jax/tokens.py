@@ -133,7 +133,8 @@ class Vocabulary:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"{source}: the tokenizer has no eos_token; generation needs one")
         self.eos = tokenizer.eos_token_id
-        self.bos = self.eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        first = tokenizer.encode("a")[:1]
+        self.bos = tokenizer.bos_token_id if first == [tokenizer.bos_token_id] else None
         self.bytes = self._token_bytes()
 
     @property
