@@ -58,8 +58,12 @@ class Checkpoints:
             return self._manager.restore(self.latest, args=args)["host"]
 
     def restore_state(self, like: State) -> State:
-        """The state of the newest checkpoint, placed as `like` (arrays or shapes with sharding)."""
+        """The state of the newest checkpoint, placed as `like` (arrays or shapes with sharding).
+
+        Its pool may have another capacity, which follows from the iterations: free rows, all zeros,
+        are added or left out.
+        """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract, strict=False))
         with jax.transfer_guard("allow"):
             return self._manager.restore(self.latest, args=args)["state"]

@@ -1,44 +1,134 @@
-"""What the commands share: a quiet start, mistakes in one line, compiled programs that are kept."""
+"""What the commands share: a quiet start, and one place for all that can end them.
 
-import functools
+Each command imports this module before any other and ends with `run(main)`. From the one to the
+other whatever environment, files and flags can do is one line with its cause and its cure, and
+status 1; Ctrl-C is 130; a bug of ours says that it is one, behind its traceback, and is 70.
+"""
+
 import os
 import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036, who has an older one is told, not shown a traceback
+    sys.exit(
+        f"isara_jax: this is Python {sys.version.split()[0]}, and 3.11, 3.12 or 3.13 is needed; "
+        "./launch/local.sh makes an environment with one that is installed"
+    )
+
+import functools
+import pathlib
+import re
+import subprocess
+import types
 from collections.abc import Callable
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notice that torch is missing
 
-from absl import flags
+from absl import app, flags
 from absl import logging as absl_logging
 
-from isara_jax import config, storage
+from isara_jax import arguments, config, endings, storage
+
+# What would change the computation, or break it, and its defaults: the configuration decides.
+_NOT_HONOURED = {
+    "JAX_ENABLE_X64": ("", "0", "f", "false", "n", "no", "off"),
+    "JAX_DISABLE_JIT": ("", "0", "f", "false", "n", "no", "off"),
+    "JAX_NUMPY_DTYPE_PROMOTION": ("", "standard"),
+    "JAX_NUMPY_RANK_PROMOTION": ("", "allow"),
+    "JAX_DEFAULT_PRNG_IMPL": ("", "threefry2x32"),
+    "JAX_THREEFRY_PARTITIONABLE": ("", "1", "t", "true", "y", "yes", "on"),
+}
+# Reads XLA_FLAGS as a run does, in a fifth of a second.
+_PROBE = "from jaxlib import xla_client as x; x.CompileOptions().executable_build_options"
+_at_work = False  # everything is imported
 
 
-def of(work: Callable[..., None], *positional: str) -> Callable[[list[str]], None]:
-    """A command's `main`, for `absl.app.run`.
+def of(
+    work: Callable[..., None], *positional: str, needs: tuple[str, ...] = ()
+) -> Callable[[list[str]], None]:
+    """A command's `main`, for `run`.
 
     Args:
       work: what it does, given the positional arguments; a `config.UserError` ends it with one
         line.
       positional: their names.
+      needs: the flags that must be given.
     """
 
     @functools.wraps(work)
-    def main(arguments: list[str]) -> None:
+    def main(given: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             absl_logging.set_verbosity(absl_logging.WARNING)
-        given = arguments[1:]
-        if len(given) != len(positional):
-            module = work.__globals__["__spec__"].name
-            usage = " ".join(["python -m", module, *positional, "[--flag=value ...]"])
-            sys.exit(f"found {given or 'no arguments'}; usage: {usage}")
         try:
-            work(*given)
+            arguments.check(work.__globals__["__spec__"].name, given[1:], positional, needs)
+            work(*given[1:])
         except config.UserError as error:
-            sys.exit(f"isara_jax: {error}")
-        except KeyboardInterrupt:
-            sys.exit(130)
+            sys.exit(f"isara_jax: {endings.one_line(error)}")
 
     return main
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Parses the flags, calls `main`, and ends the process."""
+    global _at_work
+    _at_work = True
+    try:
+        app.run(main, flags_parser=arguments.parse)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            endings.end(end.code.removeprefix("isara_jax: "), endings.MISTAKE)
+        sys.stdout.flush()  # here a closed pipe is no traceback
+        raise
+
+
+def start(resumes: bool = False) -> None:
+    """Makes this process a command, before the imports that can fail or take seconds.
+
+    Args:
+      resumes: started again, it continues.
+    """
+    endings.obey_signals("; what was saved stays, the same command continues" if resumes else "")
+    sys.excepthook = _ended_by
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
+    sys.stdout.reconfigure(errors="replace")  # a terminal of 8 bits shows what it can
+    for name, defaults in _NOT_HONOURED.items():
+        if (value := os.environ.pop(name, "")).lower() not in defaults:
+            endings.say(
+                f"{name}={value} is not honoured: what is computed follows from flags alone"
+            )
+    _check_xla_flags()
+
+
+def _check_xla_flags() -> None:
+    """Tries them in another process, since XLA aborts at one that it does not know."""
+    if not os.environ.get("XLA_FLAGS"):
+        return
+    tried = subprocess.run(
+        [sys.executable, "-c", _PROBE], capture_output=True, text=True, errors="replace"
+    )
+    if tried.returncode < 0:  # else the command itself will say it better
+        said = re.search(r"Unknown flag.*|Couldn't interpret.*", tried.stderr)
+        raise config.UserError(
+            f"XLA_FLAGS={os.environ['XLA_FLAGS']!r}: XLA would abort"
+            f"{f' ({said.group()})' if said else ''}; mend or unset it"
+        )
+
+
+def _ended_by(
+    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
+    """Python's hook for what nobody has caught, also while the command is imported."""
+    del kind
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    file = pathlib.Path(trace.tb_frame.f_code.co_filename if trace else "")
+    if not _at_work and type(error) is ValueError and "isara_jax" not in file.parts:
+        error = config.UserError(
+            f"{file.stem} cannot be imported ({endings.one_line(error)[:300]}); mend or unset the "
+            "variable of the environment that it names"
+        )
+    endings.by(error)
 
 
 def keep_compiled_programs() -> None:
@@ -46,7 +136,17 @@ def keep_compiled_programs() -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # else JAX_COMPILATION_CACHE_DIR names one
-        jax.config.update("jax_compilation_cache_dir", str(storage.cache() / "compiled"))
+        try:
+            folder = storage.cache() / "compiled"
+        except config.UserError as error:
+            endings.say(f"compiled programs are not kept: {error}")
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     # JAX's own second would leave out, on a fast machine, what takes one on a slow one.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+_spec = getattr(sys.modules["__main__"], "__spec__", None)
+if _spec is not None and _spec.name.startswith("isara_jax."):  # it is not only imported
+    start(resumes=_spec.name == "isara_jax.main")

@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import ml_collections
@@ -176,7 +176,15 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the machine's, which `endings` knows to word
         raise UserError(str(error)) from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'this one'?`, or nothing where none is like it."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def default() -> ml_collections.ConfigDict:
@@ -206,9 +214,8 @@ def _resolve(cls: type, values: dict[str, Any], path: str) -> Any:
     types = typing.get_type_hints(cls)
     for name in values:
         if name not in types:
-            close = difflib.get_close_matches(name, types, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(types)}"
-            raise ConfigError(f"{path} has no field {name!r}; {hint}")
+            hint = nearest(name, types) or f"; it has {', '.join(types)}"
+            raise ConfigError(f"{path} has no field {name!r}{hint}")
     return cls(
         **{name: _checked(types[name], value, f"{path}.{name}") for name, value in values.items()}
     )

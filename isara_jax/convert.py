@@ -12,7 +12,7 @@ import pathlib
 
 from isara_jax import command  # isort: skip, sets the environment of what follows
 
-from absl import app, flags
+from absl import flags
 
 from isara_jax import config, from_gguf, from_pickle
 
@@ -45,4 +45,4 @@ def run(name: str) -> None:
 main = command.of(run, "DIR|FILE.gguf")
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

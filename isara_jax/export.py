@@ -8,7 +8,7 @@ model card are beside it.
 from isara_jax import command  # isort: skip, sets the environment of what follows
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from isara_jax import hub, remote
 
@@ -19,7 +19,6 @@ _MODEL = flags.DEFINE_string("model", "", "The base model's folder, if it has mo
 _BASE_NAME = flags.DEFINE_string(
     "base_name", "", "The base model's name on the hub, to be written into config and card."
 )
-flags.mark_flags_as_required(["workdir", "format", "output"])
 
 
 def export() -> None:
@@ -33,7 +32,7 @@ def export() -> None:
     print(f"{remote.path(_OUTPUT.value)}: how to load it stands in its README.md")
 
 
-main = command.of(export)
+main = command.of(export, needs=("workdir", "format", "output"))
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

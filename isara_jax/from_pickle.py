@@ -17,7 +17,6 @@ import pathlib
 import pickle
 import re
 import shutil
-import tempfile
 import warnings
 import zipfile
 from collections import Counter
@@ -58,8 +57,8 @@ def convert(directory: pathlib.Path) -> list[pathlib.Path]:
     _check_torch()
     _check_room(directory, shards)
     weight_map, total = {}, 0
-    with tempfile.TemporaryDirectory(prefix=".convert-", dir=directory) as folder:
-        fresh = {file: pathlib.Path(folder) / _renamed(file) for file in shards}
+    with storage.scratch(directory, ".convert-") as folder:
+        fresh = {file: folder / _renamed(file) for file in shards}
         for file, target in fresh.items():
             sizes = _convert_file(directory / file, target, shards[file], tied)
             weight_map |= dict.fromkeys(sizes, target.name)

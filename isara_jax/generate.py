@@ -23,9 +23,9 @@ from collections.abc import Iterator
 from isara_jax import command  # isort: skip, sets the environment of what follows
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from isara_jax import completion, config, pretrained, remote, scheduling, stops
+from isara_jax import completion, config, mesh, pretrained, remote, scheduling, stops
 from isara_jax.tasks import files
 
 _MODEL = flags.DEFINE_string("model", None, "tiny_llama, tiny_opt, or a Hugging Face directory.")
@@ -46,16 +46,17 @@ _DTYPE = flags.DEFINE_enum(
     "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: f32 on a CPU, bf16 elsewhere."
 )
 _BATCH = 256  # prompts answered before the first line is written
-flags.mark_flags_as_required(["model"])
 
 
 def generate() -> None:
     """Answers as the flags say."""
-    sys.stdout.reconfigure(encoding="utf-8")  # whatever the terminal's: JSON is UTF-8
+    # Whatever the terminal's: JSON is UTF-8, and says of what is no text what its bytes are.
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     command.keep_compiled_programs()
     with config.user_errors():
         _check_flags()
+        mesh.check_platforms()
         job = (_Chat if _CHAT.value else _Lines)(pretrained.read_language_model(_MODEL.value))
     job.run()
 
@@ -193,7 +194,7 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-main = command.of(generate)
+main = command.of(generate, needs=("model",))
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

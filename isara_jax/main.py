@@ -6,7 +6,7 @@ where no launcher says who they are.
 
 from isara_jax import command  # isort: skip, sets the environment of what follows
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from isara_jax import config, processes, run
@@ -22,7 +22,6 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "The number of this process, from 0.", lower_bound=0
 )
-flags.mark_flags_as_required(["config", "workdir"])
 
 
 def align() -> None:
@@ -34,7 +33,7 @@ def align() -> None:
         run.run(resolved, _WORKDIR.value)
 
 
-main = command.of(align)
+main = command.of(align, needs=("config", "workdir"))
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -1,6 +1,7 @@
 """The device mesh and where things lie on it."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,28 @@ from isara_jax import config
 
 AXES = ("data", "fsdp", "model")
 BATCH = ("data", "fsdp")  # the axes a batch is spread over
+_PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
 Shape = tuple[int, int, int]  # devices along the axes
+
+
+def check_platforms() -> None:
+    """Sees that the platforms which the environment names are there; JAX would take the others.
+
+    Raises:
+      config.UserError: one is not.
+    """
+    for variable in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
+        named = os.environ.get(variable, "")
+        for name in filter(None, named.split(",")):
+            try:
+                jax.local_devices(backend=name.strip())
+            except Exception as error:  # AssertionError, where JAX was installed without it
+                said = " ".join(str(error).split())[:200] or "JAX was installed without it"
+                raise config.UserError(
+                    f"{variable}={named}: no {name} here ({said}){config.nearest(name, _PLATFORMS)}"
+                    f"; set {variable}=cpu, or unset it to use what there is (for others see "
+                    "launch/requirements-gpu.txt and -tpu.txt)"
+                ) from error
 
 
 def make(shape: Shape = (1, 1, 1), devices: Sequence[jax.Device] | None = None) -> Mesh:

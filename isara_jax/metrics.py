@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from isara_jax import storage
+from isara_jax import config, storage
 
 
 def _truncate(path: pathlib.Path, resume_step: int) -> None:
@@ -22,7 +22,7 @@ def _truncate(path: pathlib.Path, resume_step: int) -> None:
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
                 break
-            raise ValueError(
+            raise config.UserError(
                 f"{path}:{number}: expected a JSON object with a step, found {line[:80]!r}; "
                 "mend or delete the line, or move the file away"
             ) from error

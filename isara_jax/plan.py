@@ -17,7 +17,6 @@ training batch is left alone: another one would train another model.)
 """
 
 import pathlib
-import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 from isara_jax import command  # isort: skip, sets the environment of what follows
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from isara_jax import blueprint, config, estimate, hardware, hlo, storage
@@ -44,7 +43,6 @@ def define_flags() -> None:
     flags.DEFINE_bool("fit", False, "Search for the mesh and the slots.")
     flags.DEFINE_integer("meshes", 4, "With --fit: how many meshes to compile.", 1)
     flags.DEFINE_string("out", "", "Where to write the same as JSON.")
-    flags.mark_flags_as_required(["config", "topology"])
 
 
 def plan() -> None:
@@ -55,8 +53,8 @@ def plan() -> None:
     values = flags.FLAGS
     devices = hardware.devices(values.topology)
     kind = hardware.kind_in(values.topology)
-    with tempfile.TemporaryDirectory() as folder, config.user_errors():
-        c, base = blueprint.read(config.resolve(values.config), pathlib.Path(folder))
+    with storage.scratch() as folder, config.user_errors():
+        c, base = blueprint.read(config.resolve(values.config), folder)
     found = None
     if values.fit:
         c, found = _fit(c, base, devices, kind)
@@ -210,8 +208,8 @@ _PARTS = (
 )
 
 
-main = command.of(plan)
+main = command.of(plan, needs=("config", "topology"))
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    command.run(main)

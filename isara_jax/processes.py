@@ -23,7 +23,7 @@ import numpy as np
 from jax._src import distributed  # what processes share by name has no public interface
 from jax.experimental import multihost_utils
 
-from isara_jax import config
+from isara_jax import config, endings
 
 # After which JAX takes a process for dead that is frozen, or waits no longer for others at the end.
 _HEARTBEAT_SECONDS, _SHUTDOWN_SECONDS = 50, 30
@@ -62,13 +62,14 @@ def joined(
         yield
         return
     watch = _Watch()
-    try:
-        if jax.default_backend() == "cpu":
-            _silence_gloo()
-        yield
-    except BaseException as error:  # KeyboardInterrupt among them
-        watch.leave(error)
-    watch.done()
+    with endings.tidied(watch.interrupted):
+        try:
+            if jax.default_backend() == "cpu":
+                _silence_gloo()
+            yield
+        except BaseException as error:  # KeyboardInterrupt among them
+            watch.leave(error)
+        watch.done()
 
 
 def of_the_first(value: float) -> float:
@@ -142,7 +143,9 @@ def launched_with_others(environment: Mapping[str, str]) -> bool:
 def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     known = None not in (coordinator, num_processes, process_id)
     notice = threading.Timer(
-        _NOTICE_SECONDS, _say, ["waiting for the other processes; JAX gives up after 5 minutes"]
+        _NOTICE_SECONDS,
+        endings.say,
+        ["waiting for the other processes; JAX gives up after 5 minutes"],
     )
     notice.daemon = True
     notice.start()
@@ -201,7 +204,9 @@ class _Watch:
         try:
             connection = socket.create_connection((host, port), timeout=20)
         except OSError as error:
-            _say(f"{self._me} cannot reach {host}:{port} ({error}): only JAX watches over it")
+            endings.say(
+                f"{self._me} cannot reach {host}:{port} ({error}): only JAX watches over it"
+            )
             return
         # Known to each other before anything can happen to this one.
         self._listener = _start(self._hear, *self._greet(connection))
@@ -236,15 +241,23 @@ class _Watch:
 
         At once: at a regular end JAX would wait for the others, which wait for this one.
         """
-        if isinstance(error, KeyboardInterrupt):
-            self._end(f"{self._me} was interrupted", code=130)
+        said, status = endings.told(error)
+        if status == endings.INTERRUPTED:
+            self._end(f"{self._me} was interrupted", status=status)
         if isinstance(error, config.UserError):  # perhaps of all: the first speaks for them
             if self._first:
-                self._end(_SAID, said=str(error))
-            self._end(f"{self._me}: {error}", said="" if self._connections else None)
+                self._end(_SAID, said=said)
+            self._end(f"{self._me}: {said}", said="" if self._connections else None)
         time.sleep(_GRACE_SECONDS + 1)  # if another's death is felt here, that is what is said
+        if status != endings.BUG:
+            self._end(f"{self._me}: {said}", status=status)
         traceback.print_exception(error)
-        self._end(f"{self._me}: {type(error).__name__}: {error}")
+        self._end(f"{self._me}: {type(error).__name__}: {error}", status=status)
+
+    def interrupted(self) -> None:
+        """Tells the others, when a signal ends this process."""
+        self._ending.acquire()  # what they say of it is no news any more
+        self._tell_all(f"{self._me} was interrupted")
 
     def done(self) -> None:
         """Ends the watch, at a good end.
@@ -256,23 +269,25 @@ class _Watch:
         if self._listener is not None:
             self._listener.join()
 
-    def _end(self, sentence: str, said: str | None = None, *, code: int = 1) -> NoReturn:
+    def _end(self, sentence: str, said: str | None = None, *, status: int = 1) -> NoReturn:
         """Ends this process.
 
         Args:
           sentence: why, for the others.
           said: and for whoever reads this one's output, if that differs; empty: nothing.
-          code: the exit status.
+          status: of the process.
         """
         self._ending.acquire()  # for good: the first reason counts
         if said != "":
-            _say(said or sentence)
+            endings.say(said or sentence)
+        self._tell_all(sentence)
+        endings.end("", status)
+
+    def _tell_all(self, sentence: str) -> None:
         for connection in self._connections:
             _tell(connection, sentence)
         if self._first:
             time.sleep(0.5)  # without it JAX would end the others, before they have heard why
-        sys.stdout.flush()
-        os._exit(code)
 
 
 def _start(work: Callable[..., None], *args: Any) -> threading.Thread:
@@ -300,7 +315,3 @@ def _notice_silence(connection: socket.socket) -> None:
     for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _say(text: str) -> None:
-    print(f"isara_jax: {text}", file=sys.stderr, flush=True)

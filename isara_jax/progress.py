@@ -1,10 +1,14 @@
 """What is happening: a line a stage in the terminal, and each stage's seconds."""
 
 import collections
+import os
+import pathlib
 import sys
 import threading
 import time
 from typing import Any
+
+from isara_jax import endings
 
 _UNITS = {
     "questions": "tokens",
@@ -22,13 +26,16 @@ class Progress:
 
     Args:
       silent: prints nothing, as in all processes but the first.
+      rest: the file that gets what is said once standard output cannot be written.
 
     Attributes:
       seconds: of each stage, summed over the run.
     """
 
-    def __init__(self, *, silent: bool = False) -> None:
-        self._silent = silent
+    def __init__(
+        self, *, silent: bool = False, rest: pathlib.Path = pathlib.Path(os.devnull)
+    ) -> None:
+        self._silent, self._rest = silent, rest
         self.seconds: collections.Counter[str] = collections.Counter()
         self._requests: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -86,5 +93,18 @@ class Progress:
         # A line without an end is provisional: the next one replaces it.
         erase = "\r" + " " * len(self._shown) + "\r" if self._shown else ""
         self._shown = "" if text.endswith("\n") else text
-        sys.stdout.write(erase + text)
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(erase + text)
+            sys.stdout.flush()
+        except OSError as error:  # a closed pipe, a full disk, a terminal that is gone
+            self._leave_stdout(error.strerror)
+            self._print(text)
+
+    def _leave_stdout(self, why: str) -> None:
+        """What takes hours does not end because nobody reads on: the rest goes into a file."""
+        endings.say(f"standard output: {why}; the run goes on and says the rest in {self._rest}")
+        endings.silence_output()
+        self._rest.parent.mkdir(parents=True, exist_ok=True)
+        sys.stdout = self._rest.open("a", encoding="utf-8")
+        self._shown = ""
+        sys.stdout.write(f"Standard output could no longer be written ({why}). Since then:\n")

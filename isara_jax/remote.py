@@ -13,7 +13,6 @@ import json
 import pathlib
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -40,7 +39,10 @@ def path(name: "str | Path") -> "Path":
     text = str(name)
     if "://" in text and not text.startswith("file://"):
         return Url(text.rstrip("/"))
-    return pathlib.Path(text.removeprefix("file://")).expanduser()
+    try:
+        return pathlib.Path(text.removeprefix("file://")).expanduser()
+    except RuntimeError as error:
+        raise config.UserError(f"{text}: {error}; write the whole path") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,11 +249,11 @@ def reading(name: str | pathlib.Path, *folders: str) -> Iterator[pathlib.Path]:
     if isinstance(place, pathlib.Path):
         yield place
         return
-    with tempfile.TemporaryDirectory(prefix="isara_jax-") as scratch:
-        copy = pathlib.Path(scratch) / place.name
+    with storage.scratch() as folder:
+        copy = folder / place.name
         _fetch(place, copy)
-        for folder in folders:
-            _fetch(place / folder, copy / folder)
+        for name in folders:
+            _fetch(place / name, copy / name)
         if not copy.exists():
             raise config.UserError(f"{place}: not found, or empty; check the path")
         yield copy
@@ -279,8 +281,8 @@ def writing(name: str | pathlib.Path) -> Iterator[pathlib.Path]:
         return
     if place.tree():
         raise config.UserError(f"{place}: exists already; choose another folder, or delete it")
-    with tempfile.TemporaryDirectory(prefix="isara_jax-") as scratch:
-        folder = pathlib.Path(scratch) / place.name
+    with storage.scratch() as scratch:
+        folder = scratch / place.name
         yield folder
         # The largest first: without its small config.json a folder is no model.
         files = [file for file in folder.rglob("*") if file.is_file()]
@@ -369,8 +371,8 @@ def workdir(name: str | pathlib.Path, process: int = 0, n_processes: int = 1) ->
     if isinstance(place, pathlib.Path):
         yield Workdir(place)
         return
-    with tempfile.TemporaryDirectory(prefix="isara_jax-") as scratch:
-        found = Workdir(pathlib.Path(scratch) / place.name, place, first=process == 0)
+    with storage.scratch() as scratch:
+        found = Workdir(scratch / place.name, place, first=process == 0)
         if found.mirrors_checkpoints and n_processes > 1:
             raise config.UserError(
                 f"{place}: several processes cannot keep their checkpoints there; use {_NATIVE}, "

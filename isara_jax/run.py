@@ -4,7 +4,6 @@ import contextlib
 import json
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from isara_jax import (
     adapters,
     checkpoint,
     config,
+    fingerprint,
     forecast,
     lora,
     mesh,
@@ -37,7 +37,13 @@ from isara_jax.setup import Setup, prepare
 from isara_jax.state import Pool, State
 
 # Fields that may change between the start of a run and its continuation.
-_FREE_FIELDS = {"execution", "compilation_cache", "mesh", "slots"}
+_FREE_FIELDS = {"iterations", "execution", "compilation_cache", "mesh", "slots"}
+# What they choose is compared itself: seeds, held-out items and choices, by their content.
+_COMPARED_BY_CONTENT = {
+    "task/seeds", "task/n_seeds", "task/topics", "task/held_out", "evaluation/choices",
+    "evaluation/n",
+}  # fmt: skip
+_PATHS = {"model/path", "train/init_adapter", "evaluation/judges"}  # may be spelt otherwise
 
 
 def run(c: config.Config, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -53,12 +59,12 @@ def run(c: config.Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     Raises:
       config.UserError: something asked for cannot work; raised before anything is generated.
     """
-    progress = Progress(silent=jax.process_index() > 0)
     with _own_folder(workdir) as place:
+        progress = Progress(silent=jax.process_index() > 0, rest=place.local / "output.txt")
         with config.user_errors():
             setup = prepare(c, place.local / "data", progress)
         c = setup.config
-        _check_same_run(_record(setup), place)
+        _check_same_run(setup, place)
         processes.check_same(json.dumps(_record(setup)))
         if place.url is None:
             processes.check_shared(pathlib.Path(place.checkpoints))
@@ -79,8 +85,8 @@ def _own_folder(workdir: str | pathlib.Path) -> Iterator[remote.Workdir]:
         if place.url is not None or jax.process_index() == 0:
             yield place
             return
-        with tempfile.TemporaryDirectory(prefix="isara_jax-") as scratch:
-            own = remote.Workdir(pathlib.Path(scratch))
+        with storage.scratch() as scratch:
+            own = remote.Workdir(scratch)
             own.checkpoints = place.checkpoints
             for name in ("config.json", "summary.json"):  # which say what was done before
                 if (place.local / name).exists():
@@ -90,28 +96,45 @@ def _own_folder(workdir: str | pathlib.Path) -> Iterator[remote.Workdir]:
 
 def _record(setup: Setup) -> dict[str, Any]:
     """What makes a run this one: configuration and data, as kept in `config.json`."""
-    return config.to_dict(setup.config) | {"data": setup.fingerprint}
+    return config.to_dict(setup.config) | {"data": fingerprint.of(setup.data)}
 
 
-def _check_same_run(record: dict[str, Any], place: remote.Workdir) -> None:
-    """Raises `config.ConfigError` where `place` holds a run with another configuration."""
+def _check_same_run(setup: Setup, place: remote.Workdir) -> None:
+    """Raises `config.ConfigError` where `place` holds a run with other data or configuration."""
     path = place.local / "config.json"
     if not path.exists():
         return
     fields = storage.read_json(path)
     data = fields.pop("data", None)
+    if not fingerprint.agrees(data, setup.data):
+        raise config.ConfigError(
+            f"{place}: seeds, held-out items or choices have changed since this run began "
+            f"({fingerprint.changes(data, setup.data)}). Put them back, or choose another --workdir"
+        )
     known = config.to_dict(config.resolve(ml_collections.ConfigDict(fields)))  # newer fields too
-    old, new = weights.flatten(known | {"data": data}), weights.flatten(record)
+    old, new = weights.flatten(known), weights.flatten(config.to_dict(setup.config))
     changed = [
-        f"config.{name.replace('/', '.')}: {old.get(name)!r} there, {new.get(name)!r} now"
-        for name in old | new
-        if old.get(name) != new.get(name) and name.split("/")[0] not in _FREE_FIELDS
+        f"config.{name.replace('/', '.')}: {old[name]!r} there, {new[name]!r} now"
+        for name in new
+        if name.split("/")[0] not in _FREE_FIELDS
+        and name not in _COMPARED_BY_CONTENT
+        and not (old[name] == new[name] or (name in _PATHS and _same_place(old[name], new[name])))
     ]
     if changed:
         raise config.ConfigError(
             f"{place} holds a run with another configuration ({'; '.join(changed[:4])}). "
             "Choose another --workdir, or delete that one to start anew"
         )
+
+
+def _same_place(one: str | list[str], other: str | list[str]) -> bool:
+    """Whether paths, or lists of them, lead to the same files."""
+    if isinstance(one, str):
+        places = [remote.path(path) for path in (one, other)]
+        return all(isinstance(p, pathlib.Path) for p in places) and (
+            places[0].resolve() == places[1].resolve()
+        )
+    return len(one) == len(other) and all(map(_same_place, one, other))
 
 
 class _Run:
@@ -127,10 +150,14 @@ class _Run:
         self.history = History(setup)
 
     def to_the_end(self) -> dict[str, Any]:
-        done = self.checkpoints.latest
-        finished = self.workdir / "summary.json"
-        if done == self.setup.config.iterations and finished.exists():
-            summary = storage.read_json(finished)
+        done, wanted = self.checkpoints.latest, self.setup.config.iterations
+        if done is not None and done > wanted:
+            raise config.ConfigError(
+                f"config.iterations={wanted}: {self.place} holds {done}, of which none is taken "
+                f"back; give at least {done}, or choose another --workdir"
+            )
+        summary = self._finished()
+        if summary is not None and done == wanted:
             self.progress.say(f"{self.place} holds this run, finished. Its table:\n")
             self.progress.say(table.text(summary))
             return summary
@@ -145,6 +172,14 @@ class _Run:
         del state  # leaves its memory to the baselines
         self._baselines()
         return self._conclude()
+
+    def _finished(self) -> dict[str, Any] | None:
+        """The summary of a run of so many iterations; that of one with fewer is not its end."""
+        path = self.workdir / "summary.json"
+        summary = storage.read_json(path) if path.exists() else None
+        if summary and summary["config"]["iterations"] != self.setup.config.iterations:
+            return None
+        return summary
 
     def _initial_state(self, done: int | None) -> State:
         state = self._fresh()
@@ -242,6 +277,8 @@ class _Run:
 
     def _export(self, trainable: lora.Trainable) -> None:
         """The result in a form other programs load."""
+        # Of fewer iterations; without it an export waits for the one that goes with the result.
+        (self.workdir / "summary.json").unlink(missing_ok=True)
         s, network = self.setup, self.setup.program.model.config
         if s.config.train.trainable == "lora":
             adapters.save(

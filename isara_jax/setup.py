@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
 from typing import NamedTuple
 
@@ -13,6 +11,7 @@ import jax.numpy as jnp
 from isara_jax import (
     adapters,
     config,
+    fingerprint,
     hardware,
     iteration,
     lengths,
@@ -68,11 +67,10 @@ class Setup(NamedTuple):
     model_path: pathlib.Path
 
     @property
-    def fingerprint(self) -> str:
-        """Of seeds, held-out items and choices: a file may change under its name."""
+    def data(self) -> fingerprint.Data:
+        """What makes a run this one, besides its configuration."""
         asked = self.choices.asked if self.choices else ()
-        rows = [dataclasses.astuple(x) for x in (*self.task.seeds, *self.task.items, *asked)]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        return {"seeds": self.task.seeds, "held-out items": self.task.items, "choices": asked}
 
 
 def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None) -> Setup:
@@ -87,6 +85,7 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
       ValueError: the first thing that cannot work, by file and line or by field.
     """
     retrieval.check(c.retrieval.backend)
+    mesh_lib.check_platforms()
     _check_callbacks()
     task = load_task(c, data_dir)
     base = read_base(c)
@@ -149,9 +148,10 @@ def read_base(c: config.Config) -> pretrained.Pretrained:
             "give the folder of its weights: --config.model.path=DIR"
         )
     if not pretrained.locate(c.model.path).is_dir():
+        names = (*pretrained.BUNDLED, *shapes.NETWORKS)
         raise config.ConfigError(
             f"config.model.path={c.model.path!r}: neither a directory nor a bundled model "
-            f"({', '.join(pretrained.BUNDLED)})"
+            f"({', '.join(pretrained.BUNDLED)}){config.nearest(c.model.path, names)}"
         )
     base = pretrained.read_language_model(c.model.path)
     if -c.retrieval.layer > base.network.n_layers:

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -9,11 +10,57 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from isara_jax import config, endings
+
 
 def cache() -> pathlib.Path:
-    """The user's folder for what can be had again."""
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return root / "isara_jax"
+    """The user's folder for what can be had again, made where it is missing.
+
+    Where the home folder is missing or cannot be written, as in many containers, it is below the
+    temporary folder, and nobody else's: programs that are run are kept in it.
+
+    Raises:
+      config.UserError: there is none that can be written.
+    """
+    home = os.path.expanduser("~/.cache")  # noqa: PTH111, as it stands where there is none
+    wanted = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or home) / "isara_jax"
+    if wanted.parts[0] != "~" and _usable(wanted):
+        return wanted
+    with contextlib.suppress(FileNotFoundError):  # no temporary folder either
+        other = pathlib.Path(tempfile.gettempdir()) / f"isara_jax-{os.getuid()}"
+        if _usable(other) and not other.is_symlink() and other.stat().st_uid == os.getuid():
+            _tell_once(f"{wanted} cannot be written; what is kept for the next start is in {other}")
+            return other
+    raise config.UserError(
+        f"{wanted} cannot be written, nor a folder in its place; set XDG_CACHE_HOME to one that can"
+    )
+
+
+def _usable(folder: pathlib.Path) -> bool:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+_tell_once = functools.cache(endings.say)
+
+
+@contextlib.contextmanager
+def scratch(
+    parent: pathlib.Path | None = None, prefix: str = "isara_jax-"
+) -> Iterator[pathlib.Path]:
+    """A folder that is gone after the block, also where a signal ends the process in it."""
+    with (
+        tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as name,
+        _removed(pathlib.Path(name)),
+    ):
+        yield pathlib.Path(name)
+
+
+def _removed(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    return endings.tidied(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def atomic_write(path: pathlib.Path, data: bytes) -> None:
@@ -33,16 +80,16 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-      ValueError: it is missing, or holds something else; the message names the file.
+      config.UserError: it is missing, or holds something else; the message names the file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path}: not found; check the folder's path and content") from None
+        raise config.UserError(f"{path}: not found; check the folder's path and content") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+        raise config.UserError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: a JSON object is expected, found {type(content).__name__}")
+        raise config.UserError(f"{path}: a JSON object is expected, found {type(content).__name__}")
     return content
 
 
@@ -51,17 +98,18 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to be filled that takes the name `path` once the block ends without an error.
 
     Raises:
-      ValueError: `path` exists and is not an empty folder; nothing in it is touched.
+      config.UserError: `path` exists and is not an empty folder; nothing in it is touched.
     """
     path = path.absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path}: exists already; choose another folder, or delete it")
+        raise config.UserError(f"{path}: exists already; choose another folder, or delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
     # A sibling, because a rename is atomic within one file system only.
     temporary = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         temporary.chmod(0o755)
-        yield temporary
+        with _removed(temporary):
+            yield temporary
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -327,8 +327,7 @@ BATCHES = (
     NO_TORCH
     + """
 import os
-from absl import app
-from isara_jax import completion, generate
+from isara_jax import command, completion, generate
 generate._BATCH = 2
 call = completion.Completer.__call__
 def counted(self, *args):
@@ -338,7 +337,7 @@ def counted(self, *args):
     assert self.generate._cache_size() == 1
     return answers
 completion.Completer.__call__ = counted
-app.run(generate.main)
+command.run(generate.main)
 """
 )
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from isara_jax import config, run, setup
+from isara_jax import config, fingerprint, run, setup
 from isara_jax.executables import Executables
 from tests import environment
 from tests.iteration_test import SAMPLES, SEEDS, small
@@ -150,8 +150,8 @@ def command(*flags):
         "import sys, jax\n"
         "import isara_jax.main as m\n"
         "jax.jit = lambda *a, **k: sys.exit('COMPILED')\n"
-        "from absl import app\n"
-        "app.run(m.main)\n"
+        "m.command.start()\n"
+        "m.command.run(m.main)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *flags], cwd=ROOT, env=environment.of(),
@@ -173,13 +173,12 @@ def test_a_changed_seeds_file_is_another_run(random_model, tmp_path):
     c.task.name, c.task.seeds, c.task.n_seeds, c.task.held_out = "mine", str(seeds), 0, 1
     c = config.resolve(c)
     write("four")
-    fingerprint = setup.prepare(c, tmp_path / "data", None).fingerprint
-    resolved = setup.prepare(c, tmp_path / "data", None).config
-    old = config.to_dict(resolved) | {"data": fingerprint}
+    s = setup.prepare(c, tmp_path / "data", None)
+    old = config.to_dict(s.config) | {"data": fingerprint.of(s.data)}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(old))
     write("five")
-    with pytest.raises(config.ConfigError, match="data: "):
+    with pytest.raises(config.ConfigError, match="seeds: 1 of 3|held-out items: 1 of 1"):
         run.run(c, tmp_path / "run")
 
 
@@ -196,7 +195,8 @@ def test_changed_choices_are_another_run(random_model, tmp_path):
     found = []
     for change in ({}, {}, {"answer": 1}, {"question": "Is it 3?"}, {"choices": ["Yes.", "No."]}):
         asked.write_text(json.dumps(first | change) + "\n")
-        found.append(setup.prepare(config.resolve(c), tmp_path / "data", None).fingerprint)
+        s = setup.prepare(config.resolve(c), tmp_path / "data", None)
+        found.append(json.dumps(fingerprint.of(s.data)))
     assert found[0] == found[1]
     assert len(set(found)) == 4
     c.evaluation.judges = (str(random_model),)

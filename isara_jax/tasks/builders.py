@@ -6,12 +6,12 @@ import io
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Sequence
 
 import tensorflow_datasets as tfds
 from absl import logging
 
+from isara_jax import storage
 from isara_jax.tasks.base import Item, Pair
 
 Row = dict[str, str]
@@ -86,8 +86,8 @@ def materialize(
 def _write(splits: dict[str, list[Row]], folder: pathlib.Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # A sibling, because a rename is atomic within one file system only.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".incomplete-") as temporary:
-        builder = IsaraTask(splits, pathlib.Path(temporary))
+    with storage.scratch(folder.parent, ".incomplete-") as temporary:
+        builder = IsaraTask(splits, temporary)
         builder.download_and_prepare()
         try:
             os.replace(builder.data_dir, folder)  # noqa: PTH105, the atomic one by name

@@ -10,11 +10,12 @@ this table, and by nothing that ISARA or SFT does to the model.
 import dataclasses
 import pathlib
 import random
-import tempfile
+
+from isara_jax import command  # isort: skip, sets the environment of what follows
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from isara_jax import (
     config,
@@ -25,6 +26,7 @@ from isara_jax import (
     setup,
     spelling,
     stops,
+    storage,
     tokens,
 )
 from isara_jax.evaluate import answers
@@ -92,13 +94,16 @@ def gate(domain: str, shots: int, data_dir: pathlib.Path) -> dict[str, dict[str,
     return table
 
 
-def main(_: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+def run() -> None:
+    """Prints the shares of all domains."""
+    with storage.scratch() as folder:
         for domain in world.DOMAINS:
-            for name, shares in gate(domain, _SHOTS.value, pathlib.Path(folder)).items():
+            for name, shares in gate(domain, _SHOTS.value, folder).items():
                 shown = "  ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
                 print(f"{domain:<14} {name:<18} {shown}", flush=True)
 
 
+main = command.of(run)
+
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

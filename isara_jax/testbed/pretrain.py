@@ -15,11 +15,13 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 
+from isara_jax import command  # isort: skip, sets the environment of what follows
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from isara_jax import models as models_lib
@@ -162,7 +164,8 @@ def save(
     storage.atomic_write(output / "tokenizer.json", tokenizer.to_str(pretty=False).encode())
 
 
-def main(_: list[str]) -> None:
+def run() -> None:
+    """Pretrains and writes what the flags say."""
     started = time.monotonic()
     output = pathlib.Path(_OUTPUT.value or pretrained.locate(_MODEL.value))
     tokenizer = train_tokenizer(_SEED.value)
@@ -177,5 +180,7 @@ def main(_: list[str]) -> None:
     (output / "pretraining.json").write_text(json.dumps(log, indent=1) + "\n")
 
 
+main = command.of(run)
+
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

@@ -1,0 +1,117 @@
+"""Flags and config files: read, with each mistake in one line that names what was meant."""
+
+import dataclasses
+import pathlib
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NoReturn
+
+from absl import flags
+
+from isara_jax import config, endings
+
+
+def parse(argv: list[str]) -> list[str]:
+    """The positional arguments; flags get their values. For `absl.app.run`.
+
+    Raises:
+      config.UserError: an unknown flag or field, a value of the wrong type, or a config file that
+        cannot be used.
+    """
+    file = _config_file(argv) if "config" in flags.FLAGS else None
+    if file is not None:
+        _check_file(file)
+        _check_fields(argv)
+    try:
+        return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        _refuse(f"--{error.flagname}", _known())
+    except flags.Error as error:
+        raise config.UserError(endings.one_line(error)) from error
+    except Exception as error:
+        if file is None:
+            raise
+        raise config.UserError(_raised(file, error)) from error
+
+
+def check(
+    module: str, given: Sequence[str], positional: Sequence[str], needs: Iterable[str]
+) -> None:
+    """Raises `config.UserError` where an argument is missing or too many."""
+    if len(given) != len(positional):
+        usage = " ".join(["python -m", module, *positional, "[--flag=value ...]"])
+        raise config.UserError(f"found {list(given) or 'no arguments'}; usage: {usage}")
+    for name in needs:
+        if flags.FLAGS[name].value in (None, ""):
+            raise config.UserError(f"--{name} is missing. It is: {flags.FLAGS[name].help}")
+
+
+def _flags_of(argv: Sequence[str]) -> Iterator[tuple[str, str | None, str]]:
+    """Name, value if it stands in the same argument, and the argument after it, of each flag."""
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        if argument == "--":
+            return
+        if found := re.fullmatch(r"--?([^-=][^=]*)(?:=(.*))?", argument, re.DOTALL):
+            yield found[1], found[2], following
+
+
+def _config_file(argv: Sequence[str]) -> str | None:
+    """What `--config` names, without what stands behind a colon."""
+    found = None
+    for name, value, following in _flags_of(argv):
+        if name == "config":
+            found = following if value is None else value
+    return None if found is None else found.split(":", 1)[0]
+
+
+def _check_file(name: str) -> None:
+    path = pathlib.Path(name)
+    if not name or path.is_file():
+        return
+    there = [
+        str(p) for folder in (path.parent, "configs") for p in pathlib.Path(folder).glob("*.py")
+    ]
+    raise config.UserError(
+        f"--config={name}: {'a folder' if path.is_dir() else 'no such file'}; looked at "
+        f"{path.absolute()}" + (config.nearest(name, there) or "; give the path of a config file")
+    )
+
+
+def _fields(cls: type, prefix: str) -> Iterator[str]:
+    """The names of a configuration's fields, and of its groups of fields, behind a prefix."""
+    for field in dataclasses.fields(cls):
+        yield f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(field.default):
+            yield from _fields(type(field.default), f"{prefix}{field.name}.")
+
+
+def _known() -> list[str]:
+    names = [f"--{name}" for name in flags.FLAGS if "." not in name]
+    return names + (list(_fields(config.Config, "--config.")) if "config" in flags.FLAGS else [])
+
+
+def _check_fields(argv: Sequence[str]) -> None:
+    known = set(_fields(config.Config, "config."))
+    for name, _, _ in _flags_of(argv):
+        plain = re.sub(r"\[\d+\]$", "", name)
+        if plain.startswith(("config.", "noconfig.")) and plain.removeprefix("no") not in known:
+            _refuse(f"--{plain.removeprefix('no')}", sorted(f"--{name}" for name in known))
+
+
+def _refuse(name: str, known: Sequence[str]) -> NoReturn:
+    same = [k for k in known if k.split(".")[-1] == name.removeprefix("--").split(".")[-1]]
+    hint = f"; did you mean {' or '.join(same)}?" if same else config.nearest(name, known)
+    raise config.UserError(f"{name}: no such flag" + (hint or "; --help lists them"))
+
+
+def _raised(file: str, error: Exception) -> str:
+    """What is said of an error in a config file: where it is, and what."""
+    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
+    path = pathlib.Path(file).absolute()
+    for frame in traceback.extract_tb(error.__traceback__):
+        if pathlib.Path(frame.filename).absolute() == path:
+            line = frame.lineno
+    what = error.msg if isinstance(error, SyntaxError) else endings.one_line(error)
+    where = file if line is None else f"{file}:{line}"
+    return f"{where}: {type(error).__name__}: {what}; mend the config file"
