@@ -48,16 +48,20 @@ class Reader:
     def __init__(self, base: pretrained.Pretrained) -> None:
         self.base = base
         self.model, self.params = base.load("float32", mesh.make())
+        self._compiled = functools.cache(
+            lambda function: jax.jit(functools.partial(function, self.model))
+        )
 
     def map(self, function: Callable, rows: Sequence[Sequence[int]], *more: Sequence) -> np.ndarray:
         """`function(params, ids [R, T], lengths [R], ...)` over all rows, in their order."""
         order = np.argsort([len(row) for row in rows], kind="stable")
-        compiled = jax.jit(functools.partial(function, self.model))
+        compiled = self._compiled(function)
         found: list = [None] * len(rows)
         for first in range(0, len(rows), _ROWS):
             picked = order[first : first + _ROWS]
             filled = np.pad(picked, (0, _ROWS - len(picked)), mode="edge")
-            width = math.ceil(max(len(rows[i]) for i in filled) / 32) * 32
+            # Few widths: each is compiled.
+            width = 64 * 2 ** math.ceil(math.log2(max(len(rows[i]) for i in filled) / 64))
             ids, lengths = packing.pad([rows[i] for i in filled], width)
             extra = [np.asarray([column[i] for i in filled]) for column in more]
             out = np.asarray(compiled(self.params, ids, lengths, *extra))
@@ -118,12 +122,17 @@ def retrieval(reader: Reader) -> None:
 
 
 def _share(vectors: np.ndarray, topics: np.ndarray, centred: bool) -> float:
+    nearest = _nearest(vectors, centred)[:, :_NEIGHBOURS]
+    return float(np.mean(topics[nearest] == topics[:, None]))
+
+
+def _nearest(vectors: np.ndarray, centred: bool = True) -> np.ndarray:
+    """The other rows `[N, N]` of each row, nearest first, itself last."""
     mean = vectors.mean(axis=0) if centred else np.zeros(vectors.shape[1])
     unit = np.asarray(centre(jnp.asarray(vectors), jnp.asarray(mean)))
     scores = unit @ unit.T
     np.fill_diagonal(scores, -np.inf)
-    nearest = np.argsort(-scores, axis=1)[:, :_NEIGHBOURS]
-    return float(np.mean(topics[nearest] == topics[:, None]))
+    return np.argsort(-scores, axis=1)
 
 
 def _answer_loss(
@@ -140,21 +149,25 @@ def shots(reader: Reader) -> None:
     vocabulary = reader.base.vocabulary
     begin = list(vocabulary.begin)
     wrapped = [begin + row for row in vocabulary.plain([tokens.render([], q) for q, _ in pairs])]
-    own = [(0, len(row)) for row in wrapped]
-    vectors = reader.map(functools.partial(_pooled, (0,)), wrapped, own)[:, 0, 0]
-    unit = np.asarray(centre(jnp.asarray(vectors), jnp.asarray(vectors.mean(axis=0))))
-    scores = unit @ unit.T
-    np.fill_diagonal(scores, -np.inf)
-    nearest, rng = np.argsort(-scores, axis=1), np.random.default_rng(0)
-    shuffled = np.stack([rng.permutation([j for j in range(len(pairs)) if j != i])
-                         for i in range(len(pairs))])  # fmt: skip
-    print(f"{len(pairs)} seeds, each behind k of the others: nats a token, and the difference")
+    (head,) = vocabulary.plain([tokens.QUESTION])
+    start = len(begin) + len(head)
+    bare = vocabulary.spellings([q for q, _ in pairs], tokens.IN_QUESTION)
+    own = [(start, start + len(one.bare)) for one in bare]
+    layers = _LAYERS.value or [0]
+    vectors = reader.map(functools.partial(_pooled, layers), wrapped, own)
+    rng = np.random.default_rng(0)
+    others = [[j for j in range(len(pairs)) if j != i] for i in range(len(pairs))]
+    orders = {"random": np.stack([rng.permutation(row) for row in others])}
+    for at, layer in enumerate(layers):
+        for kind, name in enumerate(("all", "the question's")):
+            orders[f"nearest, layer {layer}, {name}"] = _nearest(vectors[:, at, kind])
     print(
-        "to the row before it, paired (95 %)\n| shown | k | loss | difference |\n|---|---|---|---|"
+        f"{len(pairs)} seeds, each behind k of the others: nats a token, and the difference to the"
     )
+    print("row before it, paired (95 %)\n| k | shown | loss | difference |\n|---|---|---|---|")
     before = None
-    for name, order in (("random", shuffled), ("nearest", nearest)):
-        for k in _K.value:
+    for k in _K.value:
+        for name, order in orders.items() if k else [("none", orders["random"])]:
             texts = [([pairs[j] for j in order[i, :k][::-1]], *pairs[i]) for i in range(len(pairs))]
             prompts = vocabulary.plain([tokens.render(shown, q) for shown, q, _ in texts])
             whole = vocabulary.plain([f"{tokens.render(shown, q)} {a}" for shown, q, a in texts])
@@ -162,7 +175,7 @@ def shots(reader: Reader) -> None:
             starts = [len(begin) + len(row) for row in prompts]
             found = reader.map(_answer_loss, rows, starts)
             said = "" if before is None else _paired(before, found)
-            print(f"| {name} | {k} | {_mean(found):.3f} | {said} |", flush=True)
+            print(f"| {k} | {name} | {_mean(found):.3f} | {said} |", flush=True)
             before = found
 
 
