@@ -92,7 +92,7 @@ def load_config(directory: pathlib.Path) -> models.DecoderConfig:
       ValueError: no directory, or a model this version does not run; the message says which.
     """
     if not directory.is_dir():
-        raise ValueError(f"{str(directory)!r} is not a directory; give that of a model")
+        raise ValueError(f"{str(directory)!r} is not a directory; {_how_to_get_one(directory)}")
     path = directory / "config.json"
     network = models.from_hf(storage.read_json(path), str(path))
     if network.n_labels:  # safe-rlhf's configs do not always say whether the head has a bias
@@ -100,6 +100,12 @@ def load_config(directory: pathlib.Path) -> models.DecoderConfig:
         if found and found.name == "score_head.bias":
             network = dataclasses.replace(network, label_bias=True)
     return network
+
+
+def _how_to_get_one(path: pathlib.Path) -> str:
+    if path.suffix != ".gguf" or not path.is_file():
+        return "give that of a model"
+    return f"make one of it: python -m isara_jax.convert {path} --output=DIR"
 
 
 def load_tokenizer(directory: pathlib.Path) -> transformers.PreTrainedTokenizerBase:

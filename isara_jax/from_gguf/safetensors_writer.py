@@ -41,13 +41,11 @@ def write(
     for name, shard in zip(names, shards, strict=True):
         _write_file(folder / name, shard, rows)
     if len(shards) > 1:
-        weight_map = {
+        total = sum(map(_size, shapes.values()))
+        files = {
             tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard
         }
-        content = {
-            "metadata": {"total_size": sum(map(_size, shapes.values()))},
-            "weight_map": weight_map,
-        }
+        content = {"metadata": {"total_size": total}, "weight_map": files}
         storage.write_json(folder / "model.safetensors.index.json", content)
     return names
 

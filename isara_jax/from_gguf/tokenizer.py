@@ -3,11 +3,7 @@
 | `tokenizer.ggml.model` | tokenizer |
 |---|---|
 | `llama` | SentencePiece's BPE: pieces with scores, byte fallback, a space before the text |
-| `gpt2` | byte-level BPE: merges, over pieces that patterns cut the text into |
-
-The patterns are not in the file, only their name, `tokenizer.ggml.pre`. Names and patterns: those of
-https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp, in the spelling of the
-`tokenizer.json` that each was taken from.
+| `gpt2` | byte-level BPE: merges, over pieces that patterns cut the text into (`patterns`) |
 """
 
 import pathlib
@@ -18,59 +14,13 @@ from absl import logging
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from isara_jax import storage
+from isara_jax.from_gguf import patterns
 from isara_jax.from_gguf.file import GgufFile
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # `tokenizer.ggml.token_type`
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # by HF's name, GGUF's
 _SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unk": 0}  # llama.cpp's, where a file says nothing
 _SPACE = "▁"
-
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = _CONTRACTION + _WORDS + r"|\p{N}{1,3}" + _REST
-_QWEN2 = _CONTRACTION + _WORDS + r"|\p{N}" + _REST
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-)  # fmt: skip
-_SLASHED = _REST.replace(r"[\r\n]*", r"[\r\n/]*", 1)
-_TEKKEN = "|".join(_CASED) + r"|\p{N}" + _SLASHED
-_GPT4O = "|".join(f"{word}{_CONTRACTION}?" for word in _CASED) + r"|\p{N}{1,3}" + _SLASHED
-_DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
-_SEED_CODER = _CONTRACTION + _WORDS + r"|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-class _Pre(NamedTuple):
-    """What the name of a pre-tokenisation stands for.
-
-    Attributes:
-      patterns: each cuts the pieces of the one before; what it matches is a piece, as is the rest.
-      whole: a piece that is a token is that token, whatever the merges would make of it.
-      bos: texts begin with BOS where the file does not say.
-    """
-
-    patterns: tuple[str, ...]
-    whole: bool = False
-    bos: bool = False
-
-
-_BYTE_LEVEL = {
-    name: pre
-    for names, pre in (
-        ("llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0 lfm2", _Pre((_LLAMA3,), True, True)),
-        ("dbrx smaug-bpe", _Pre((_LLAMA3,))),
-        ("qwen2 deepseek-r1-qwen kormo megrez stablelm2 hunyuan", _Pre((_QWEN2,))),
-        ("gpt-2 default mpt olmo phi-2 jais trillion exaone4 mellum gigachat", _Pre((_GPT2,))),
-        ("smollm starcoder refact command-r codeshell minerva-7b", _Pre((r"\p{N}", _GPT2))),
-        ("tekken", _Pre((_TEKKEN,), True, True)),
-        ("gpt-4o llama4 kanana2", _Pre((_GPT4O,))),
-        ("deepseek-coder", _Pre(_DEEPSEEK_CODER)),
-        ("seed-coder", _Pre((_SEED_CODER,))),
-    )
-    for name in names.split()
-}
 
 
 class Tokenizer(NamedTuple):
@@ -113,9 +63,7 @@ def read(file: GgufFile, max_length: int) -> Tokenizer:
         file.fail("tokenizer.ggml.model", kind, "supported: llama, gpt2")
     words = file.array("tokenizer.ggml.tokens", str)
     if not words:
-        raise ValueError(
-            f"{file.path}: tokenizer.ggml.tokens is missing; the file has no tokenizer"
-        )
+        raise ValueError(f"{file.path}: no tokenizer, tokenizer.ggml.tokens is missing")
     vocabulary = _Vocabulary(file, words, kind)
     try:
         build = _sentencepiece if kind == "llama" else _byte_level
@@ -151,13 +99,13 @@ class _Vocabulary:
         default = _SENTENCEPIECE_IDS if kind == "llama" else {}
         found = {role: self._id(name, default.get(role)) for role, name in _ROLES.items()}
         self.ids = {role: i for role, i in found.items() if i is not None}
-        # What llama.cpp's converter fills gaps with, where the embedding has more rows than tokens.
-        self._filled = {
-            i for i, word in enumerate(words)
-            if self._types[i] == _UNUSED and word == f"[PAD{i}]"
-        }  # fmt: skip
-        self.by_word = {w: i for i, w in enumerate(words) if i not in self._filled}
-        if len(self.by_word) + len(self._filled) != len(words):
+        # llama.cpp's converter fills gaps: the embedding may have more rows than there are tokens.
+        filled = [
+            not word or (word == f"[PAD{i}]" and self._types[i] == _UNUSED)
+            for i, word in enumerate(words)
+        ]
+        self.by_word = {w: i for i, w in enumerate(words) if not filled[i]}
+        if len(self.by_word) + sum(filled) != len(words):
             raise ValueError(f"{file.path}: tokenizer.ggml.tokens holds a token twice")
 
     def _id(self, name: str, default: int | None) -> int | None:
@@ -172,42 +120,47 @@ class _Vocabulary:
 
     def added(self, special: bool) -> list[AddedToken]:
         """Tokens that are found in a text before anything else, special ones or others."""
-        marked = {*self.ids.values(), *self.ends()}
+        marked = self.of_type(_CONTROL) | self.of_type(_UNKNOWN)
+        marked |= {*self.ids.values(), *self.ends()}
+        chosen = marked if special else self.of_type(_USER_DEFINED) - marked
         return [
-            AddedToken(word, special=special, normalized=False)
-            for i, word in enumerate(self.words)
-            if (self._types[i] in (_CONTROL, _UNKNOWN) or i in marked) == special
-            and (special or self._types[i] == _USER_DEFINED)
+            AddedToken(self.words[i], special=special, normalized=False) for i in sorted(chosen)
         ]
 
-    def is_normal(self, index: int) -> bool:
-        return self._types[index] == _NORMAL
+    def of_type(self, kind: int) -> set[int]:
+        """The ids of a `tokenizer.ggml.token_type`."""
+        return {i for i in self.by_word.values() if self._types[i] == kind}
 
 
 def _byte_level(file: GgufFile, vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
     """GPT-2's kind, and whether it puts BOS in front where the file does not say."""
     name = file.get("tokenizer.ggml.pre", str)
-    if name not in _BYTE_LEVEL:
-        file.fail("tokenizer.ggml.pre", name, f"supported: {', '.join(_BYTE_LEVEL)}")
+    if name not in patterns.BY_NAME:
+        file.fail("tokenizer.ggml.pre", name, f"supported: {', '.join(patterns.BY_NAME)}")
+    cut = patterns.BY_NAME[name]
     if name == "default":
         logging.warning(
             "%s: tokenizer.ggml.pre is 'default', so its converter did not know how texts are cut; "
             "GPT-2's pattern is taken. A file made by a newer converter says it", file.path,
         )  # fmt: skip
-    pre = _BYTE_LEVEL[name]
-    lines = file.array("tokenizer.ggml.merges", str)
-    if lines is None:
+    merges = _merges(file)
+    if merges is None:
         raise ValueError(f"{file.path}: tokenizer.ggml.merges is missing; the file is not complete")
-    merges = [tuple(line.split(" ")) for line in lines]
+    backend = tokenizers.Tokenizer(models.BPE(vocabulary.by_word, merges, ignore_merges=cut.whole))
+    splits = [pre_tokenizers.Split(tokenizers.Regex(p), "isolated") for p in cut.patterns]
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_])
+    backend.decoder = decoders.ByteLevel()
+    return backend, cut.bos
+
+
+def _merges(file: GgufFile) -> list[tuple[str, str]] | None:
+    lines = file.array("tokenizer.ggml.merges", str)
+    merges = [tuple(line.split(" ")) for line in lines or []]
     for i, merge in enumerate(merges):
         if len(merge) != 2:
             file.fail(f"tokenizer.ggml.merges, number {i},", lines[i], "two tokens are expected")
-    backend = tokenizers.Tokenizer(models.BPE(vocabulary.by_word, merges, ignore_merges=pre.whole))
-    cuts = [pre_tokenizers.Split(tokenizers.Regex(p), "isolated") for p in pre.patterns]
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*cuts, bytes_])
-    backend.decoder = decoders.ByteLevel()
-    return backend, pre.bos
+    return merges if lines is not None else None
 
 
 def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
@@ -216,13 +169,14 @@ def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> tuple[tokenizers.
         if file.get(f"tokenizer.ggml.{name}", bool, False):
             file.fail(f"tokenizer.ggml.{name}", True, "only false, as of LLaMA, is supported")
     scores = file.array("tokenizer.ggml.scores", float, len(vocabulary.words))
-    if scores is None:
+    merges = _merges(file)
+    if scores is None and merges is None:
         raise ValueError(f"{file.path}: tokenizer.ggml.scores is missing; the file is not complete")
+    merges = _merges_by_score(vocabulary, scores) if merges is None else merges
     unknown = vocabulary.words[vocabulary.ids["unk"]] if "unk" in vocabulary.ids else None
     backend = tokenizers.Tokenizer(
         models.BPE(
-            vocabulary.by_word, _merges(vocabulary, scores),
-            unk_token=unknown, fuse_unk=True, byte_fallback=True,
+            vocabulary.by_word, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
         )
     )  # fmt: skip
     prefix = file.get("tokenizer.ggml.add_space_prefix", bool, True)
@@ -236,9 +190,12 @@ def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> tuple[tokenizers.
     return backend, True
 
 
-def _merges(vocabulary: _Vocabulary, scores: list[float]) -> list[tuple[str, str]]:
-    """Merges that do what the scores do: the best piece of any two neighbours is made first."""
-    pieces = {w: i for w, i in vocabulary.by_word.items() if vocabulary.is_normal(i)}
+def _merges_by_score(vocabulary: _Vocabulary, scores: list[float]) -> list[tuple[str, str]]:
+    """Merges that do what the scores do: the best piece of any two neighbours is made first.
+
+    Of equal scores the lower id is better: some converters write one score for all.
+    """
+    pieces = {vocabulary.words[i]: i for i in sorted(vocabulary.of_type(_NORMAL))}
     result = []
     for word in sorted(pieces, key=lambda word: -scores[pieces[word]]):
         halves = [(word[:cut], word[cut:]) for cut in range(1, len(word))]
@@ -251,16 +208,14 @@ def _template(
     vocabulary: _Vocabulary, add_bos_token: bool, add_eos_token: bool
 ) -> processors.TemplateProcessing:
     """What stands around a text, and around each of two."""
-    roles = [role for role, add in (("bos", add_bos_token), ("eos", add_eos_token)) if add]
-    special = {vocabulary.words[vocabulary.ids[role]]: vocabulary.ids[role] for role in roles}
-    around = [vocabulary.words[vocabulary.ids[role]] for role in roles]
-    before = around[:1] if add_bos_token else []
-    after = around[-1:] if add_eos_token else []
-    first, second = (
-        [*(f"{t}:{i}" for t in before), f"${'AB'[i]}:{i}", *(f"{t}:{i}" for t in after)]
-        for i in (0, 1)
+    tokens = {role: vocabulary.words[i] for role, i in vocabulary.ids.items()}
+    before = [tokens["bos"]] if add_bos_token else []
+    after = [tokens["eos"]] if add_eos_token else []
+    one, two = (
+        [f"{piece}:{i}" for piece in (*before, f"${name}", *after)] for i, name in enumerate("AB")
     )
-    return processors.TemplateProcessing(first, first + second, list(special.items()))
+    special = [(token, vocabulary.by_word[token]) for token in (*before, *after)]
+    return processors.TemplateProcessing(one, one + two, special)
 
 
 def _chat_templates(file: GgufFile) -> dict[str, Any]:
@@ -269,6 +224,8 @@ def _chat_templates(file: GgufFile) -> dict[str, Any]:
     named = {"default": default} if default is not None else {}
     for name in file.array("tokenizer.chat_templates", str) or []:
         named[name] = file.get(f"tokenizer.chat_template.{name}", str)
-    if set(named) <= {"default"}:
-        return {"chat_template": text for text in named.values()}
+    if not named:
+        return {}
+    if set(named) == {"default"}:
+        return {"chat_template": default}
     return {"chat_template": [{"name": n, "template": text} for n, text in named.items()]}
