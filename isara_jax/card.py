@@ -236,7 +236,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 {load}
-prompt = tokenizer.{start} + {prompt}
+prompt = {prompt}
 inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
 output = model.generate(inputs.input_ids, max_new_tokens=100, do_sample=False)
 print(tokenizer.decode(output[0], skip_special_tokens=True))
@@ -252,14 +252,16 @@ def _loading(about: About) -> str:
             f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")\n'
             f'model = PeftModel.from_pretrained(base, "{folder}")'
         )
-    has_bos = about.base.vocabulary.tokenizer.bos_token is not None
+    vocabulary = about.base.vocabulary
+    begin = "".join(vocabulary.tokenizer.convert_ids_to_tokens(list(vocabulary.begin)))
     code = _PYTHON.format(
-        imports=imports, folder=folder, load=load, start="bos_token" if has_bos else "eos_token",
-        prompt=_quoted(tokens.render([], "Why is the sky blue?")),
+        imports=imports, folder=folder, load=load,
+        prompt=_quoted(begin + tokens.render([], "Why is the sky blue?")),
     ).replace("```python\n\n", "```python\n")  # fmt: skip
     return (
         "It was trained on questions and answers in one template, and on nothing else: a prompt "
-        "is the start token and the lines below, the answer ends with the end token. "
+        f"is {'the start token and ' if begin else ''}the lines below, the answer ends with the "
+        "end token. "
         f"Question–answer pairs may stand before it, each followed by {_quoted(tokens.SEPARATOR)}, "
         f"as examples.\n\n{code}"
     )

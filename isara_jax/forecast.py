@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import pretrained, remote
+from isara_jax import pretrained, remote, special_tokens, tokens
 from isara_jax.evaluate import judges
 from isara_jax.setup import Setup
 
@@ -33,6 +33,7 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
             f"{np.dtype(p.model.dtype).name}",
             f"  domain      {s.task.name}: {len(s.task.seeds)} seeds, {len(s.task.items)} held-out "
             f"questions, scored by {', '.join(by)}",
+            f"  texts       {_around_texts(s.vocabulary)}",
             f"  devices     {p.mesh.size} × {devices[0].device_kind}, mesh {axes}",
             f"  run         {c.iterations} iterations of {c.samples_per_iteration} samples, "
             f"{c.execution}, {c.train.trainable} training{continued}",
@@ -40,6 +41,16 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
             f"  time        about {_minutes(s)} min (from a matrix product timed just now)",
         ]
     )
+
+
+def _around_texts(vocabulary: tokens.Vocabulary) -> str:
+    """How texts begin and end, by which a model of one's own is recognised or not."""
+    begin, eos, ends = (
+        special_tokens.show(vocabulary.tokenizer, ids)
+        for ids in (vocabulary.begin, [vocabulary.eos], vocabulary.ends)
+    )
+    drawn = f"; {ends} end what is drawn" if ends != eos else ""
+    return f"begin {f'with {begin}' if begin else 'without BOS'}, end with {eos}{drawn}"
 
 
 def _minutes(s: Setup) -> int:

@@ -41,6 +41,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.", 0, 2**32 - 1)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "The longest answer.", 0)
 _STOP = flags.DEFINE_multi_string("stop", [], "A string that ends answers; may be given again.")
 _LOGPROBS = flags.DEFINE_bool("logprobs", False, "Add log-probabilities (natural, temperature 1).")
+_BOS = flags.DEFINE_enum(
+    "bos", "auto", ["auto", "always", "never"], "With --chat: as model.bos of the run."
+)
 _SLOTS = flags.DEFINE_integer("slots", 16, "Sequences decoded at once.", 1)
 _DTYPE = flags.DEFINE_enum(
     "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: f32 on a CPU, bf16 elsewhere."
@@ -57,7 +60,9 @@ def generate() -> None:
     with config.user_errors():
         _check_flags()
         mesh.check_platforms()
-        job = (_Chat if _CHAT.value else _Lines)(pretrained.read_language_model(_MODEL.value))
+        job = (_Chat if _CHAT.value else _Lines)(
+            pretrained.read_language_model(_MODEL.value, _BOS.value)
+        )
     job.run()
 
 
@@ -68,6 +73,10 @@ def _check_flags() -> None:
         raise config.UserError("give one of --prompt, --prompts and --chat")
     if _SEEDS.value and not _CHAT.value:
         raise config.UserError("--seeds are shown in the --chat; write them into the prompt itself")
+    if flags.FLAGS["bos"].present and not _CHAT.value:
+        raise config.UserError(
+            "--bos goes with --chat; prompts are tokenized as transformers does it"
+        )
     if _LOGPROBS.value and _CHAT.value:
         raise config.UserError("--logprobs does not go with --chat; use --prompt or --prompts")
     if not _MAX_NEW_TOKENS.value and not _LOGPROBS.value:

@@ -15,6 +15,7 @@ from isara_jax import (
     mesh,
     models,
     pretrained,
+    special_tokens,
     storage,
     weights,
 )
@@ -44,7 +45,7 @@ def export(
             raise config.UserError(
                 f"{workdir}: all weights were trained, so there is no adapter; use --format=merged"
             )
-        base = _base(model or c.model.path)
+        base = _base(model or c.model.path, c.model.bos)
         name = base_name or pretrained.name_of(base.path)
         with storage.atomic_folder(output) as folder:
             settings = None
@@ -84,13 +85,13 @@ def _finished(workdir: pathlib.Path) -> tuple[config.Config, dict[str, Any]]:
         raise config.UserError(f"{path}: of another version of isara_jax: {error}") from error
 
 
-def _base(name: str) -> pretrained.Pretrained:
+def _base(name: str, bos: special_tokens.Begin) -> pretrained.Pretrained:
     path = pretrained.locate(name)
     if not path.is_dir():
         raise config.UserError(
             f"the base model {name!r} is not there; if it has moved, say where: --model=DIR"
         )
-    return pretrained.read_language_model(name)
+    return pretrained.read_language_model(name, bos)
 
 
 def _load(base: pretrained.Pretrained) -> dict[str, Any]:

@@ -6,6 +6,7 @@ it closes when a process dies, whatever of, and the others end within a second a
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
@@ -33,6 +34,13 @@ _SHARED_SECONDS = 75
 _GRACE_SECONDS = 2  # in which the first process may fail too, or a death explains a failure
 _PORT = "isara_jax/watch"
 _DONE, _SAID = "done", "said"  # last words: all went well; the first has told the user why not
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Says on stderr what should be known and ends nothing: in the first process, once."""
+    if not distributed.global_state.process_id:
+        endings.say(text)
 
 
 @contextlib.contextmanager

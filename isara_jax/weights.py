@@ -22,7 +22,7 @@ import transformers
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from isara_jax import models, storage
+from isara_jax import models, special_tokens, storage
 
 METADATA = {"format": "pt"}
 SHARD_BYTES = 4 << 30  # of a file that is written
@@ -118,10 +118,18 @@ def load_tokenizer(directory: pathlib.Path) -> transformers.PreTrainedTokenizerB
     if not any(all((directory / name).exists() for name in names) for names in _TOKENIZERS):
         expected = "; ".join(" and ".join(names) for names in _TOKENIZERS)
         raise ValueError(f"{directory}: no tokenizer; one of these is expected: {expected}")
+    read = functools.partial(
+        transformers.AutoTokenizer.from_pretrained, directory, local_files_only=True,
+        trust_remote_code=False,
+    )  # fmt: skip
     try:
-        return transformers.AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
+        left_out = special_tokens.of_empty(directory)
+        tokenizer = read(**left_out)
+        if made_up := special_tokens.made_up(tokenizer, directory):
+            left_out |= made_up
+            tokenizer = read(**left_out)
+        special_tokens.complete(tokenizer, directory, left_out)
+        return tokenizer
     except Exception as error:  # the Rust library raises plain `Exception`
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -237,7 +237,7 @@ def test_questions_are_rendered(kind, room, fit):
     assert talk.pairs == [PAIRS[i] for i in fit]
     ids = talk.prompt("ab?")
     text, tokenizer = tokens.render(talk.pairs, "ab?"), vocabulary.tokenizer
-    assert ids == [vocabulary.bos, *tokenizer.encode(text, add_special_tokens=False)]
+    assert ids == [*vocabulary.begin, *tokenizer.encode(text, add_special_tokens=False)]
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert len(ids) <= talk.capacity
     with pytest.raises(ValueError, match=r"question has \d+ tokens, \d+ fit"):
@@ -289,22 +289,15 @@ def test_prompts_that_cannot_be_continued_are_named(world):
         completion.encode(base, prompt, 136)
     with pytest.raises(ValueError, match="prompts.jsonl:7: the prompt is no text"):
         completion.encode(base, prompt._replace(text="a\ud800"), 1)
-    bundled = pretrained.read_language_model("tiny_llama")  # whose tokenizer adds nothing
-    empty = completion.Prompt("", "--prompt")
-    assert completion.encode(bundled, empty, 1) == [bundled.vocabulary.tokenizer.bos_token_id]
-    bundled.vocabulary.tokenizer.bos_token = None
+    bundled, empty = pretrained.read_language_model("tiny_llama"), completion.Prompt("", "--prompt")
+    tokenizer = bundled.vocabulary.tokenizer
+    assert completion.encode(bundled, empty, 1) == tokenizer.encode("") == [1]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    assert tokenizer.encode("") == []
+    assert completion.encode(bundled, empty, 1) == [1]  # there must be something to read
+    tokenizer.bos_token = None
     with pytest.raises(ValueError, match="--prompt: the prompt is empty"):
         completion.encode(bundled, empty, 1)
-
-
-def test_ends_that_are_no_tokens_are_named(world, tmp_path):
-    """A `generation_config.json` that ends texts with what the model does not have is refused."""
-    w = world("opt")
-    (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 128009]}')
-    writer = w.writer._replace(base=w.base._replace(path=tmp_path))
-    with pytest.raises(ValueError, match=r"generation_config.json: eos_token_id is \[2, 128009\]"):
-        completion.Completer(writer, SLOTS, NEW, GREEDY, ())
 
 
 # --- the command ---------------------------------------------------------------------------------

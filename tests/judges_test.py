@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import processors
 
-from isara_jax import config, pretrained, setup
+from isara_jax import config, pretrained, setup, tokens
 from isara_jax.evaluate import answers, choices, held_out, judges
 from isara_jax.executables import Executables
 from isara_jax.tasks import base
@@ -223,9 +223,10 @@ def test_a_template_is_tokenized_as_by_llama_3_and_gpt_2():
         single="<|bos|> $A",
         special_tokens=[("<|bos|>", tokenizer.convert_tokens_to_ids("<|bos|>"))],
     )
+    vocabulary = tokens.Vocabulary(tokenizer, len(tokenizer), "here")
     for begin in ("<|bos|>", ""):
         text = begin + "<|start|>s user\n\n{}<|end|><|start|>judge {}<|end|>"
-        prompt = judges.Prompt(text.format("{question}", "{answer}"), tokenizer)
+        prompt = judges.Prompt(text.format("{question}", "{answer}"), vocabulary)
         ids = prompt.encode("Why?", " Because\tof 😀")
         filled = text.format("Why?", " Because\tof 😀")
         assert ids == tokenizer.encode(filled, add_special_tokens=not begin)

@@ -29,7 +29,6 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerBase
 
 from isara_jax import config, models, packing, pretrained, storage, tokens, train
 from isara_jax import mesh as mesh_lib
@@ -164,13 +163,14 @@ class Prompt:
 
     Args:
       template: text with `{question}` and `{answer}`.
-      tokenizer: the judge's.
+      vocabulary: the judge's.
 
     Attributes:
       ends: whether the template itself ends with an EOS.
     """
 
-    def __init__(self, template: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, template: str, vocabulary: tokens.Vocabulary) -> None:
+        tokenizer = vocabulary.tokenizer
         added = tokenizer.added_tokens_decoder
         special = {t.content: (i, t) for i, t in added.items() if t.special and t.content}
         longest_first = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
@@ -186,20 +186,22 @@ class Prompt:
             self._ids[self._tokenizer.convert_tokens_to_ids(second.content)] = index
         marked = rf"{_MARK}\g<0>{_MARK}"
         self._text = re.sub(longest_first, marked, template) if found else template
-        # A template that starts with a BOS needs none of those that are added to any text.
-        begin = tokenizer.bos_token or tokenizer.eos_token
-        self._add_special_tokens = not template.startswith(begin)
-        self.ends = template.endswith(tokenizer.eos_token)
+        ends = tokenizer.convert_ids_to_tokens(list(vocabulary.ends))
+        self.ends = template.endswith(tuple(filter(None, ends)))
+        # A template that starts with a BOS needs none of those that any text begins with.
+        named = tokenizer.bos_token or tokenizer.convert_ids_to_tokens(vocabulary.eos)
+        begin = tokenizer.convert_ids_to_tokens(list(vocabulary.begin))
+        self._begin = () if template.startswith((named, *begin)) else vocabulary.begin
 
     def encode(self, question: str, answer: str) -> list[int]:
         """Token ids of the whole text."""
         question, answer = (text.replace(_MARK, "\ufffd") for text in (question, answer))
         ids = self._tokenizer.encode(
             self._text.format(question=question, answer=answer),
-            add_special_tokens=self._add_special_tokens,
+            add_special_tokens=False,
             split_special_tokens=True,
         )
-        return [self._ids.get(i, i) for i in ids]
+        return [*self._begin, *(self._ids.get(i, i) for i in ids)]
 
 
 class Sheet(NamedTuple):
@@ -248,7 +250,7 @@ class Reading:
         fields = storage.read_json(found.path / "config.json")
         vocabulary, n_labels = found.vocabulary, found.network.n_labels
         template = template or (CONVERSATION if n_labels else TRUTH)
-        prompt = Prompt(template, vocabulary.tokenizer)
+        prompt = Prompt(template, vocabulary)
         end = () if prompt.ends else (vocabulary.eos,)
         # HF reads the last token that is not padding by its id, so an EOS that is also the padding
         # is passed over (`GenericForSequenceClassification`); safe-rlhf goes by the mask.
@@ -327,7 +329,7 @@ def _yes(template: str, vocabulary: tokens.Vocabulary) -> tuple[int, ...]:
       ValueError: the tokenizer joins it with what the template ends with.
     """
     before, with_yes = (
-        Prompt(text, vocabulary.tokenizer).encode("", "") for text in (template, template + YES)
+        Prompt(text, vocabulary).encode("", "") for text in (template, template + YES)
     )
     if with_yes[: len(before)] != before:
         raise ValueError(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from isara_jax import models as models_lib
 from isara_jax import pretrained, storage, weights
@@ -69,6 +69,10 @@ def train_tokenizer(seed: int) -> Tokenizer:
     rng = random.Random(f"{seed}/tokenizer")
     texts = (text(personas.document(rng, 12)) for _ in range(4000))
     tokenizer.train_from_iterator(texts, trainer)
+    bos = SPECIAL[1]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
     return tokenizer
 
 
@@ -84,7 +88,7 @@ def rows(tokenizer: Tokenizer, rng: random.Random, count: int, length: int) -> n
         personas.document(rng, rng.randint(1, 5) if rng.random() < 0.15 else pairs_a_row)
         for _ in range(count)
     ]
-    encoded = tokenizer.encode_batch([text(d) for d in documents])
+    encoded = tokenizer.encode_batch([text(d) for d in documents], add_special_tokens=False)
     result = np.full((count, length), -1, np.int32)
     for row, encoding in zip(result, encoded, strict=True):
         # The separator that ends the text is followed by no question: the document ends there.
