@@ -108,7 +108,7 @@ class GgufFile:
         if not isinstance(values, list) or not all(_is(value, kind) for value in values):
             self.fail(name, values, f"a list, each {_SAID[kind]}, is expected")
         if length is not None and len(values) != length:
-            self.fail(name, f"a list of {len(values)}", f"{length} are expected")
+            raise ValueError(f"{self.path}: {name} has {len(values)} values; {length} are expected")
         return values
 
     def tensor(self, name: str) -> gguf.ReaderTensor:
