@@ -90,12 +90,12 @@ def test_prompts_and_their_labels(tmp_path):
     rows = [
         {"id": 1, "question": "a?", "label": "Unsafe "},
         {"prompt": "b?", "question": "no", "label": "safe"},
-        {"prompt": "c?", "label": "mixed"},
+        {"prompt": "c?\nAnswer: no", "label": "mixed"},
         {"prompt": "d?", "label": None},
         {"prompt": "e?"},
     ]
     found = files.read_prompts(write(tmp_path, "p.jsonl", lines(*rows)))
-    expected = ["a? unsafe", "b? safe", "c? mixed", "d? ", "e? "]
+    expected = ["a? unsafe", "b? safe", "c?\nAnswer: no mixed", "d? ", "e? "]
     assert [f"{p.text} {p.label}" for p in found] == expected
     assert [p.line for p in found] == [1, 2, 3, 4, 5]
     table = write(tmp_path, "p.csv", "id;Prompt;Label\n1;a?;SAFE\n")

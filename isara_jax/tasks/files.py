@@ -91,7 +91,7 @@ def read_prompts(path: str | remote.Path) -> tuple[Prompt, ...]:
     found = []
     for line, row in _rows(path, (PROMPT,), _A_PROMPT):
         name = next((name for name in PROMPT if name in row), PROMPT[0])
-        text, label = _text(f"{path}:{line}: {name}", row, name), row.get("label")
+        text, label = _string(f"{path}:{line}: {name}", row, name), row.get("label")
         missing = label is None or isinstance(label, float) and math.isnan(label)
         label = "" if missing else str(label).strip()
         folded = label.casefold()
@@ -312,6 +312,18 @@ _SUFFIXES = (".jsonl", ".csv", ".tsv")
 
 
 def _text(where: str, row: dict, name: str) -> str:
+    """A string that may stand in a demonstration, where a header would be taken for one."""
+    value = _string(where, row, name)
+    for header in HEADERS:
+        if header in value:
+            raise SeedError(
+                f"{where}: found a line that starts with {header[1:]!r}, a header of our prompts, "
+                "which could end the text early; reword or indent that line"
+            )
+    return value
+
+
+def _string(where: str, row: dict, name: str) -> str:
     """The field `name` of a row, checked and stripped; `where` starts the messages."""
     if name not in row:
         raise SeedError(f"{where}: missing; found the fields {sorted(row)}; add {name!r}")
@@ -337,12 +349,6 @@ def _text(where: str, row: dict, name: str) -> str:
     value = value.strip()
     if not value:
         raise SeedError(f"{where}: found an empty text; write the {name}, or remove the line")
-    for header in HEADERS:
-        if header in value:
-            raise SeedError(
-                f"{where}: found a line that starts with {header[1:]!r}, a header of our prompts, "
-                "which could end the text early; reword or indent that line"
-            )
     return value
 
 
