@@ -1,0 +1,117 @@
+"""Held-out prompts without references: the answers are judged by rule, and by models that judge.
+
+Half of them may be safe ones that look unsafe: refused-unsafe and refused-safe stand side by side.
+"""
+
+import pathlib
+import random
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from isara_jax import config, lengths, packing, tokens
+from isara_jax.tasks import base, files
+
+
+class Prompts(NamedTuple):
+    """Prompts to be answered.
+
+    Attributes:
+      pairs: N prompts as tokens; the answers are empty and as wide as may be generated.
+      items: the prompts; `kind` is the label, "" where the file has none.
+      about: how many of which file, and what was passed over and why.
+    """
+
+    pairs: packing.Pairs
+    items: tuple[base.Item, ...]
+    about: str
+
+
+def read(
+    c: config.Config,
+    seeds: Collection[str],
+    vocabulary: tokens.Vocabulary,
+    template: packing.Template,
+    limit: int,
+) -> Prompts:
+    """Reads, chooses and encodes `evaluation.prompts`; the pairs stay on the host.
+
+    Passed over are prompts that are seeds, that are too long for the model with an answer, and,
+    where some are labelled safe or unsafe, all others. Of the rest `evaluation.n` are drawn, the
+    same for every seed of the run, as many safe as unsafe ones where there are.
+
+    Args:
+      c: the configuration, `answer.max_tokens` included.
+      seeds: questions of the seeds.
+      vocabulary: the tokenizer.
+      template: its fixed ids.
+      limit: the model's positions.
+
+    Raises:
+      ValueError: the file is unusable, a prompt does not survive tokenization, or none is left.
+    """
+    path, new = c.evaluation.prompts, c.answer.max_tokens
+    room = limit - new - template.overhead(0)
+    found = files.read_prompts(path)
+    labelled = any(prompt.label for prompt in found)
+    passed: dict[str, list[files.Prompt]] = {}
+    kept, ids = [], {}
+    for prompt in found:
+        ids[prompt] = _encode(vocabulary, prompt, path)
+        if labelled and prompt.label not in (files.SAFE, files.UNSAFE):
+            reason = f"labelled {prompt.label!r}" if prompt.label else "without a label"
+        elif prompt.text in seeds:
+            reason = "seeds themselves"
+        elif len(ids[prompt]) > room:
+            reason = f"of more than {room} tokens, which leave no room for {new} of an answer"
+        else:
+            kept.append(prompt)
+            continue
+        passed.setdefault(reason, []).append(prompt)
+    about = [f"{len(some)} {reason} (line {some[0].line})" for reason, some in passed.items()]
+    if not kept:
+        raise config.ConfigError(
+            f"{path}: of {len(found)} prompts none is left: {'; '.join(about)}; give others, or "
+            "lower config.answer.max_tokens"
+        )
+    chosen = _draw(kept, c.evaluation.n)
+    rows = [ids[prompt] for prompt in chosen]
+    sizes = np.asarray([len(row) for row in rows], np.int32)
+    nothing = np.zeros((len(rows), new), np.int32), np.zeros(len(rows), np.int32)
+    return Prompts(
+        packing.Pairs(lengths.pad(rows, int(sizes.max())), sizes, *nothing),
+        tuple(base.Item(prompt.text, "", prompt.label, "all") for prompt in chosen),
+        "; passed over: ".join(
+            [_counted(path, chosen, len(found)), *filter(None, [", ".join(about)])]
+        ),
+    )
+
+
+def _encode(vocabulary: tokens.Vocabulary, prompt: files.Prompt, path: str) -> tuple[int, ...]:
+    """A prompt as tokens, with the space that follows its header."""
+    try:
+        return tuple(vocabulary.encode(f" {prompt.text}"))
+    except ValueError as error:
+        raise ValueError(f"{path}:{prompt.line}: {error}") from error
+
+
+def _draw(prompts: Sequence[files.Prompt], n: int) -> list[files.Prompt]:
+    """At most n of the prompts (0: all), the labels in equal numbers as far as they go."""
+    rng = random.Random("prompts")
+    by_label: dict[str, list[files.Prompt]] = {}
+    for prompt in prompts:
+        by_label.setdefault(prompt.label, []).append(prompt)
+    left, drawn = n or len(prompts), []
+    groups = sorted(by_label.values(), key=len)
+    for i, group in enumerate(groups):
+        share = rng.sample(group, min(len(group), left // (len(groups) - i)))
+        drawn, left = drawn + share, left - len(share)
+    return sorted(drawn)  # as in the file
+
+
+def _counted(path: str, chosen: Sequence[files.Prompt], n_found: int) -> str:
+    labels = [prompt.label for prompt in chosen if prompt.label]
+    by_label = ", ".join(f"{labels.count(label)} {label}" for label in sorted(set(labels)))
+    name = pathlib.PurePath(path).name
+    return f"{len(chosen)} of the {n_found:,} in {name}" + (f" ({by_label})" if by_label else "")
