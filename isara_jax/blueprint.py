@@ -108,7 +108,9 @@ def read(c: config.Config, data_dir: pathlib.Path) -> tuple[config.Config, Base]
 def of_shape(network: models.DecoderConfig) -> Base:
     """A network under a stand-in for its tokenizer, with a template as long as real ones."""
     template = packing.Template((1,), 2, (3, 4, 5), to_answer=3, to_question=5)
-    return Base(network, template, types.SimpleNamespace(bytes=[b"x"] * network.vocab_size, eos=2))
+    return Base(
+        network, template, types.SimpleNamespace(bytes=[b"x"] * network.vocab_size, ends=(2,))
+    )
 
 
 def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: int = 0) -> Blueprint:
@@ -152,7 +154,7 @@ def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: in
 
 
 def _inputs(c: config.Config, model: models.Decoder, base: Base, mesh: Mesh) -> iteration.Inputs:
-    spelled, ends = base.vocabulary.bytes, (base.vocabulary.eos,)
+    spelled, ends = base.vocabulary.bytes, base.vocabulary.ends
     whole = mesh_lib.replicated(mesh)
     params = {
         path: placed(leaf, weights.sharding(model.config, path, leaf.shape, mesh))

@@ -25,7 +25,6 @@ from isara_jax import (
     sampling,
     scheduling,
     stops,
-    storage,
     tokens,
     train,
 )
@@ -217,7 +216,7 @@ class Completer:
             functools.partial(decode.generate, sampler),
             compiler_options=mesh_lib.compiler_options(sampler.mesh),
         )
-        table = stops.stop_table(vocabulary.bytes, sorted(_ends(writer.base)), self._ended)
+        table = stops.stop_table(vocabulary.bytes, vocabulary.ends, self._ended)
         self._drawing = jax.device_put((sampling.SamplingParams.of(how), table), self._whole)
 
     def __call__(self, rows: Sequence[Sequence[int]], columns: int, key: jax.Array) -> list[Answer]:
@@ -263,23 +262,6 @@ def _before_texts(vocabulary: tokens.Vocabulary) -> str:
     """What the tokenizer writes before a text, and leaves out again of what it decodes."""
     ids = vocabulary.tokenizer.encode("a", add_special_tokens=False)
     return vocabulary.decode(ids).removesuffix(vocabulary.tokenizer.decode(ids))
-
-
-def _ends(base: pretrained.Pretrained) -> set[int]:
-    """Tokens that end a text, by the model's files."""
-    ends = {base.vocabulary.eos}
-    for name in ("config.json", "generation_config.json"):
-        path = base.path / name
-        found = storage.read_json(path).get("eos_token_id") if path.exists() else None
-        found = [] if found is None else found if isinstance(found, list) else [found]
-        for end in found:
-            if not isinstance(end, int) or not 0 <= end < base.network.vocab_size:
-                raise ValueError(
-                    f"{path}: eos_token_id is {found}; token ids below {base.network.vocab_size} "
-                    "are expected"
-                )
-        ends |= set(found)
-    return ends
 
 
 # --- scores --------------------------------------------------------------------------------------

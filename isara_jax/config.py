@@ -22,6 +22,7 @@ class Model:
 
     path: str = "tiny_llama"  # tiny_llama, tiny_opt, a directory, or its URL
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: f32 on CPU, bf16 elsewhere
+    bos: Literal["auto", "always", "never"] = "auto"  # before every text; auto: as it was trained
 
 
 @dataclasses.dataclass(frozen=True)

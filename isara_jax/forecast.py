@@ -35,6 +35,7 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
             f"  domain      {s.task.name}: {len(s.task.seeds)} seeds, {_held_out(s)}, scored by "
             f"{', '.join(by)}",
             *([f"  prompts     {s.prompts.about}"] if s.prompts else []),
+            f"  texts       {_texts(s)}",
             f"  devices     {p.mesh.size} × {devices[0].device_kind}, mesh {axes}",
             f"  run         {c.iterations} iterations of {c.samples_per_iteration} samples, "
             f"{c.execution}, {c.train.trainable} training{continued}",
@@ -49,6 +50,17 @@ def _held_out(s: Setup) -> str:
     n, t = len(s.task.items), s.config.task
     how = "a quarter, says" if t.held_out < 0 else "as"
     return f"{n} held-out questions" + (f" ({how} task.held_out={t.held_out})" if t.seeds else "")
+
+
+def _texts(s: Setup) -> str:
+    """How texts begin and end, and what the model's files do not agree on."""
+    v = s.vocabulary
+
+    def named(*ids: int) -> str:
+        return ", ".join(f"{v.tokenizer.convert_ids_to_tokens(i)} ({i})" for i in ids)
+
+    begin = f"begin with {named(*v.begin)}" if v.begin else "begin without BOS"
+    return f"{begin}, end with {named(*v.ends)}" + (f"; {v.note}" if v.note else "")
 
 
 def _minutes(s: Setup) -> int:

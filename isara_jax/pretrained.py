@@ -13,7 +13,7 @@ import transformers
 from jax.sharding import Mesh
 
 from isara_jax import mesh as mesh_lib
-from isara_jax import models, remote, storage, tokens, weights
+from isara_jax import models, remote, special_tokens, storage, tokens, weights
 from isara_jax.models import attention
 
 _TESTBED = pathlib.Path(__file__).parent / "testbed"
@@ -94,41 +94,32 @@ def name_of(path: pathlib.Path) -> str:
     return str(path)
 
 
-def read(name: str) -> Pretrained:
+def read(name: str, begin: special_tokens.Begin = "auto") -> Pretrained:
     """Reads and checks everything but the weights.
 
     Args:
       name: a Hugging Face directory, here or at a URL, or the name of a bundled model.
+      begin: whether texts begin with BOS, as `config.Model.bos` has it.
 
     Raises:
       ValueError: something is missing, damaged, not supported, or of another model.
     """
     path = locate(name)
     network = weights.load_config(path)
-    vocabulary = tokens.Vocabulary(weights.load_tokenizer(path), network.vocab_size, str(path))
-    _check_eos(path, vocabulary)
-    return Pretrained(path, network, vocabulary)
+    tokenizer, rows = weights.load_tokenizer(path), network.vocab_size
+    special = special_tokens.read(path, tokenizer, rows, begin)
+    return Pretrained(path, network, tokens.Vocabulary(tokenizer, rows, str(path), special))
 
 
-def read_language_model(name: str) -> Pretrained:
+def read_language_model(name: str, begin: special_tokens.Begin = "auto") -> Pretrained:
     """As `read`; a judge's head instead of a language model's is an error."""
-    found = read(name)
+    found = read(name, begin)
     if found.network.n_labels:
         raise ValueError(
             f"{found.path}: a model that judges ({found.network.n_labels} outputs), not one that "
             "writes; give a causal language model"
         )
     return found
-
-
-def _check_eos(path: pathlib.Path, vocabulary: tokens.Vocabulary) -> None:
-    """Raises `ValueError` where model and tokenizer disagree on how a text ends."""
-    eos = storage.read_json(path / "config.json").get("eos_token_id")
-    if eos is not None and vocabulary.eos not in (eos if isinstance(eos, list) else [eos]):
-        raise ValueError(
-            f"{path}: the tokenizer ends texts with token {vocabulary.eos}, config.json with "
-            f"{eos}; they do not belong together"
-        )
 
 
 # --- out -----------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def read_base(c: config.Config) -> pretrained.Pretrained:
             f"config.model.path={c.model.path!r}: neither a directory nor a bundled model "
             f"({', '.join(pretrained.BUNDLED)}){config.nearest(c.model.path, names)}"
         )
-    base = pretrained.read_language_model(c.model.path)
+    base = pretrained.read_language_model(c.model.path, c.model.bos)
     if -c.retrieval.layer > base.network.n_layers:
         raise config.ConfigError(
             f"config.retrieval.layer={c.retrieval.layer}: the model has {base.network.n_layers} "
@@ -232,7 +232,7 @@ def _inputs(
     c: config.Config, vocabulary: tokens.Vocabulary, params: dict, initial: lora.Trainable | None
 ) -> iteration.Inputs:
     """What iterations read; all but the weights is still on the host."""
-    spelled, ends = vocabulary.bytes, (vocabulary.eos,)
+    spelled, ends = vocabulary.bytes, vocabulary.ends
     return iteration.Inputs(
         base=params,
         initial=initial,

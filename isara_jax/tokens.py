@@ -29,6 +29,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from isara_jax import special_tokens
+
 QUESTION, ANSWER, SEPARATOR = "Question:", "Answer:", "\n\n"
 
 
@@ -117,12 +119,16 @@ class Vocabulary:
       tokenizer: any Hugging Face fast tokenizer, byte-level or SentencePiece with byte fallback.
       size: rows of the model's embedding.
       source: the tokenizer's folder, for messages.
+      special: how texts begin and end; None for what the tokenizer alone says.
 
     Raises:
       ValueError: the tokenizer does not fit the model, or its tokens cannot be read as bytes.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int, source: str) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, size: int, source: str,
+        special: special_tokens.SpecialTokens | None = None,
+    ) -> None:  # fmt: skip
         self.tokenizer, self.size, self.source = tokenizer, size, source
         needed = 1 + max(tokenizer.get_vocab().values())  # more than tokens, where ids have gaps
         if needed > size:
@@ -130,11 +136,8 @@ class Vocabulary:
                 f"{source}: the tokenizer has {needed} tokens, the model's embedding {size} rows; "
                 "they do not belong together"
             )
-        if tokenizer.eos_token_id is None:
-            raise ValueError(f"{source}: the tokenizer has no eos_token; generation needs one")
-        self.eos = tokenizer.eos_token_id
-        first = tokenizer.encode("a")[:1]
-        self.bos = tokenizer.bos_token_id if first == [tokenizer.bos_token_id] else None
+        special = special or special_tokens.of(tokenizer, source)
+        self.bos, self.eos, self.ends, self.note = special
         self.bytes = self._token_bytes()
 
     @property
@@ -194,7 +197,9 @@ class Vocabulary:
     def _token_bytes(self) -> list[bytes]:
         spell = self._speller()
         added = self.tokenizer.added_tokens_decoder
-        special = set(self.tokenizer.all_special_ids) | {i for i, t in added.items() if t.special}
+        special = {*self.tokenizer.all_special_ids, *self.begin, self.eos} | {
+            i for i, t in added.items() if t.special
+        }
         result = [b""] * self.size
         for token, index in self.tokenizer.get_vocab().items():
             if index in added:  # written as it reads, in neither alphabet

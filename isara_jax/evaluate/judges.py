@@ -193,9 +193,9 @@ class Prompt:
         marked = rf"{_MARK}\g<0>{_MARK}"
         self._text = re.sub(longest_first, marked, template) if found else template
         # A template that starts with a BOS needs none of those that are added to any text.
-        begin = tokenizer.bos_token or tokenizer.eos_token
-        self._add_special_tokens = not template.startswith(begin)
-        self.ends = template.endswith(tokenizer.eos_token)
+        begin, end = tokenizer.bos_token or tokenizer.eos_token, tokenizer.eos_token
+        self._add_special_tokens = not (begin and template.startswith(begin))
+        self.ends = bool(end) and template.endswith(end)
 
     def encode(self, question: str, answer: str) -> list[int]:
         """Token ids of the whole text."""

@@ -8,9 +8,7 @@ import random
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
-from isara_jax import config, lengths, packing, tokens
+from isara_jax import config, packing, spelling, tokens
 from isara_jax.tasks import base, files
 
 
@@ -37,9 +35,10 @@ def read(
 ) -> Prompts:
     """Reads, chooses and encodes `evaluation.prompts`; the pairs stay on the host.
 
-    Passed over are prompts that are seeds, that are too long for the model with an answer, and,
-    where some are labelled safe or unsafe, all others. Of the rest `evaluation.n` are drawn, the
-    same for every seed of the run, as many safe as unsafe ones where there are.
+    Passed over are prompts that are seeds, that are too long for the model with an answer, that do
+    not survive tokenization, and, where some are labelled safe or unsafe, all others. Of the rest
+    `evaluation.n` are drawn, the same for every seed of the run, as many safe as unsafe ones where
+    there are.
 
     Args:
       c: the configuration, `answer.max_tokens` included.
@@ -49,24 +48,28 @@ def read(
       limit: the model's positions.
 
     Raises:
-      ValueError: the file is unusable, a prompt does not survive tokenization, or none is left.
+      ValueError: the file is unusable, or no prompt of it is left.
     """
     path, new = c.evaluation.prompts, c.answer.max_tokens
     room = limit - new - template.overhead(0)
     found = files.read_prompts(path)
     labelled = any(prompt.label for prompt in found)
     passed: dict[str, list[files.Prompt]] = {}
-    kept, ids = [], {}
-    for prompt in found:
-        ids[prompt] = _encode(vocabulary, prompt, path)
+    kept, spelled = [], {}
+    texts = [prompt.text for prompt in found]
+    spellings = vocabulary.try_spellings(texts, tokens.IN_QUESTION)
+    for prompt, one in zip(found, spellings, strict=True):
         if labelled and prompt.label not in (files.SAFE, files.UNSAFE):
             reason = f"labelled {prompt.label!r}" if prompt.label else "without a label"
         elif prompt.text in seeds:
             reason = "seeds themselves"
-        elif len(ids[prompt]) > room:
+        elif one is None:
+            reason = "that the tokenizer changes"
+        elif len(one.joined) - template.to_answer > room:
             reason = f"of more than {room} tokens, which leave no room for {new} of an answer"
         else:
             kept.append(prompt)
+            spelled[prompt] = one
             continue
         passed.setdefault(reason, []).append(prompt)
     about = [f"{len(some)} {reason} (line {some[0].line})" for reason, some in passed.items()]
@@ -76,24 +79,19 @@ def read(
             "lower config.answer.max_tokens"
         )
     chosen = _draw(kept, c.evaluation.n)
-    rows = [ids[prompt] for prompt in chosen]
-    sizes = np.asarray([len(row) for row in rows], np.int32)
-    nothing = np.zeros((len(rows), new), np.int32), np.zeros(len(rows), np.int32)
+    rows = [spelled[prompt] for prompt in chosen]
+    longest = max(max(len(s.bare), len(s.joined) - template.to_answer) for s in rows)
+    nothing = [tokens.Spelling([], [])] * len(rows)
     return Prompts(
-        packing.Pairs(lengths.pad(rows, int(sizes.max())), sizes, *nothing),
+        packing.Pairs(
+            spelling.as_text(rows, spelling.Room(longest, longest + template.to_answer)),
+            spelling.as_text(nothing, spelling.Room(new, new + template.to_question)),
+        ),
         tuple(base.Item(prompt.text, "", prompt.label, "all") for prompt in chosen),
         "; passed over: ".join(
             [_counted(path, chosen, len(found)), *filter(None, [", ".join(about)])]
         ),
     )
-
-
-def _encode(vocabulary: tokens.Vocabulary, prompt: files.Prompt, path: str) -> tuple[int, ...]:
-    """A prompt as tokens, with the space that follows its header."""
-    try:
-        return tuple(vocabulary.encode(f" {prompt.text}"))
-    except ValueError as error:
-        raise ValueError(f"{path}:{prompt.line}: {error}") from error
 
 
 def _draw(prompts: Sequence[files.Prompt], n: int) -> list[files.Prompt]:
