@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from isara_jax import tasks, tokens
+from isara_jax import tasks
 from isara_jax.tasks import builders, bundled, files
 from isara_jax.tasks.base import Item, Pair
 from isara_jax.testbed import oracle, world
