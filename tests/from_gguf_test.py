@@ -472,7 +472,7 @@ def test_texts_are_cut_as_in_the_published_tokenizer(pre, tmp_path):
     theirs.backend_tokenizer.model.ignore_merges = pre in ("llama-bpe", "tekken")
     assert ours.get_vocab().items() <= theirs.get_vocab().items()  # it may add its own
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(text)
     def compare(one):
         assert ours.encode(one) == theirs.encode(one)
@@ -492,8 +492,8 @@ def test_patterns_are_those_that_transformers_has():
 
 
 def test_every_pattern_is_one_that_the_library_reads(tmp_path):
-    """All names: nothing of a text is lost between the pieces."""
-    for i, pre in enumerate(patterns.BY_NAME):
+    """Each once: nothing of a text is lost between the pieces."""
+    for i, pre in enumerate({cut: name for name, cut in patterns.BY_NAME.items()}.values()):
         folder = tmp_path / str(i)
         folder.mkdir()
         ours, _ = tokenizer_of(byte_level_words(pre), folder)
@@ -534,7 +534,7 @@ def test_smollm2s_own_tokenizer(tmp_path):
         assert ours.encode(one) == theirs.encode(one), one
     theirs = published("smollm", theirs)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(text)
     def compare(one):
         assert ours.encode(one) == theirs.encode(one)
@@ -577,7 +577,7 @@ def is_sentencepiece(path, tmp_path, **extra):
     ours, _ = tokenizer_of(words, tmp_path)
     vocabulary = set(words.words)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(text)
     def compare(one):
         if not any(special in one for special in ("<s>", "</s>", "<unk>")):
@@ -774,7 +774,7 @@ def test_no_damage_is_a_traceback(theirs, tmp_path):
     path, folder = tmp_path / "a.gguf", tmp_path / "out"
     data = written(path, theirs, kind=Type.Q4_0).read_bytes()
     rng = np.random.default_rng(0)
-    for _ in range(80):
+    for _ in range(50):
         at, noise = int(rng.integers(8, 9000)), rng.bytes(int(rng.integers(1, 5)))
         path.write_bytes(data[:at] + noise + data[at + len(noise) :])
         try:

@@ -73,7 +73,8 @@ def read(file: GgufFile, max_length: int) -> Tokenizer:
     except ValueError:
         raise
     except Exception as error:  # the Rust library raises plain `Exception`
-        raise ValueError(f"{file.path}: its tokenizer is damaged ({error})") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file.path}: its tokenizer is damaged ({reason})") from error
     named = {f"{role}_token": words[i] for role, i in vocabulary.ids.items()}
     adds = {
         "add_bos_token": "bos" in vocabulary.ids
