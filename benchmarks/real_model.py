@@ -61,7 +61,7 @@ class Reader:
             picked = order[first : first + _ROWS]
             filled = np.pad(picked, (0, _ROWS - len(picked)), mode="edge")
             # Few widths: each is compiled.
-            width = 64 * 2 ** math.ceil(math.log2(max(len(rows[i]) for i in filled) / 64))
+            width = max(64, 2 ** math.ceil(math.log2(max(len(rows[i]) for i in filled))))
             ids, lengths = packing.pad([rows[i] for i in filled], width)
             extra = [np.asarray([column[i] for i in filled]) for column in more]
             out = np.asarray(compiled(self.params, ids, lengths, *extra))

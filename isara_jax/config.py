@@ -22,18 +22,20 @@ class Model:
 
     path: str = "tiny_llama"  # tiny_llama, tiny_opt, a directory, or its URL
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: f32 on CPU, bf16 elsewhere
-    bos: Literal["auto", "always", "never"] = "auto"  # before texts; auto: as it was trained
+    bos: Literal["auto", "always", "never"] = "auto"  # before every text; auto: as it was trained
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The domain. `seeds` is one's own .jsonl or .csv, here or at a URL; empty: bundled ones."""
+    """The domain. `seeds` is one's own .jsonl, .csv or .tsv, here or at a URL; empty: bundled."""
 
     name: str = "safety"
     seeds: str = ""
     n_seeds: int = 0  # how many seeds to use; 0: all of a file, 32 of the bundled world
     topics: tuple[str, ...] = ()  # restricts bundled seeds to some topics
-    held_out: int = 8  # own seeds kept back for the likelihood, where there is no judge
+    # Own pairs kept back, for the likelihood where there is no judge; -1: a quarter of the file, at
+    # least 8 of 24 pairs or more, at least 1 of fewer, at most 256 (see tasks.n_held_out).
+    held_out: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,13 +121,14 @@ class Train:
 class Evaluation:
     """Held-out questions, answered before, between and after the iterations."""
 
-    n: int = 0  # items; 0: all
+    n: int = 0  # items, and prompts; 0: all
     k: int = 4  # demonstrations of the ICL-kNN baseline
     temperature: float = 1.0  # of the sampled rates
     sft_steps: tuple[float, ...] = (0.125, 0.5, 1.0)  # shares of ISARA's steps; 1: equal compute
     judges: tuple[str, ...] = ()  # folders of models that judge: classifiers, scores, yes or no
     judge_prompts: tuple[str, ...] = ()  # with {question} and {answer}; empty: as they were trained
     judge_tokens: int = 512  # of the text a judge reads
+    prompts: str = ""  # a file of prompts, labelled safe or unsafe or not, for refusals by rule
     choices: str = ""  # a .jsonl of questions with choices and the number of the right one, for MC1
 
 
@@ -254,7 +257,7 @@ def _validate(c: Config) -> None:
         "train.epochs train.batch_size train.lora.rank evaluation.k evaluation.judge_tokens"
     )
     not_negative = (
-        "seed task.n_seeds task.held_out question.prompt_tokens answer.prompt_tokens "
+        "seed task.n_seeds question.prompt_tokens answer.prompt_tokens "
         "question.max_tokens answer.max_tokens "
         "filters.min_tokens train.warmup train.weight_decay train.learning_rate "
         "train.clip_norm train.lora.alpha evaluation.n evaluation.temperature filters.rouge_l"
@@ -263,6 +266,7 @@ def _validate(c: Config) -> None:
         for name in names.split():
             value = field(c, name)
             require(value >= low, name, value, f"must be {rule}")
+    require(c.task.held_out >= -1, "task.held_out", c.task.held_out, "-1 is a quarter of the file")
     for stage in ("question", "answer"):
         s = field(c, stage).sampling
         require(s.temperature >= 0, f"{stage}.sampling.temperature", s.temperature, "not below 0")

@@ -16,33 +16,46 @@ from absl import flags
 
 from isara_jax import config, from_gguf, from_pickle
 
-_OUTPUT = flags.DEFINE_string("output", "", "The folder to write, of a GGUF file.")
+
+def define_flags() -> None:
+    """Not done on import: the tests import more than one command."""
+    flags.DEFINE_string("output", "", "The folder to write, of a GGUF file; new, or empty.")
 
 
-def run(name: str) -> None:
-    """Converts a folder or a file, and says what was written."""
-    source, output = pathlib.Path(name).expanduser(), pathlib.Path(_OUTPUT.value).expanduser()
+def run(name: str, output: str = "") -> None:
+    """Converts a folder or a file, and says what was written.
+
+    Raises:
+      config.UserError: it cannot be; the message says why.
+    """
+    source = pathlib.Path(name).expanduser()
+    packed = source.suffix == ".gguf" or source.is_file()
     with config.user_errors():
-        if source.suffix == ".gguf" or source.is_file():
-            if not _OUTPUT.value:
-                raise config.UserError(f"{source}: say where its folder goes: --output=DIR")
-            written, folder, origin = from_gguf.convert(source, output), output, "GGUF file is"
-        else:
-            if _OUTPUT.value:
-                raise config.UserError(
-                    f"--output={output} goes with a GGUF file; the weights of a folder are written "
-                    "beside the .bin files"
-                )
-            written, folder, origin = from_pickle.convert(source), source, ".bin files are"
+        if packed and not output:
+            raise config.UserError(f"{source}: say where its folder goes: --output=DIR")
+        if output and not packed:
+            raise config.UserError(
+                f"--output={output} goes with a GGUF file; the weights of a folder are written "
+                "beside its .bin files"
+            )
+        folder = pathlib.Path(output).expanduser() if packed else source
+        written = from_gguf.convert(source, folder) if packed else from_pickle.convert(source)
     for path in written:
         print(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
+    origin = "GGUF file is" if packed else ".bin files are"
     print(
         f"The {origin} no longer needed. Now: "
         f'python -m isara_jax.generate --model={folder} --prompt="..."'
     )
 
 
-main = command.of(run, "DIR|FILE.gguf")
+def convert(name: str) -> None:
+    """Converts as the arguments and flags say."""
+    run(name, flags.FLAGS.output)
+
+
+main = command.of(convert, "DIR|FILE.gguf")
 
 if __name__ == "__main__":
+    define_flags()
     command.run(main)

@@ -142,12 +142,11 @@ class Executables:
 
     def answer(
         self, trainable: lora.Trainable, held_out: answers.Questions,
-        params: sampling.SamplingParams, k: int,
+        params: sampling.SamplingParams, k: int, of: str = "answer",
     ) -> Generation:  # fmt: skip
-        """Answers to held-out questions with k demonstrations."""
+        """Answers with k demonstrations to held-out questions, or to others, named by `of`."""
         function = functools.partial(answers.answer, k=k)
-        name = f"answer_{k}_shot"
-        return self._call(name, function, self.inputs, trainable, held_out, params)
+        return self._call(f"{of}_{k}_shot", function, self.inputs, trainable, held_out, params)
 
     def log_likelihood(
         self, of: str, trainable: lora.Trainable, held_out: answers.Questions, k: int

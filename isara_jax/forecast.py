@@ -24,6 +24,7 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
     devices = p.mesh.devices.flat
     by = ["an exact judge"] if s.task.judge else ["their likelihood"] if s.task.items else []
     by += [f"the judge {judge.name}" for judge in s.judges]
+    by += ["refusals by rule"] if s.prompts else []
     by += [f"MC1 of {len(set(s.choices.question))} questions"] if s.choices else []
     continued = f", continued after iteration {done}" if done else ""
     axes = " × ".join(f"{name} {size}" for name, size in p.mesh.shape.items())
@@ -31,9 +32,10 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
         [
             f"ISARA on {model.name}: {s.n_params / 1e6:,.1f} M parameters, "
             f"{np.dtype(p.model.dtype).name}",
-            f"  domain      {s.task.name}: {len(s.task.seeds)} seeds, {len(s.task.items)} held-out "
-            f"questions, scored by {', '.join(by)}",
-            f"  texts       {_around_texts(s.vocabulary)}",
+            f"  domain      {s.task.name}: {len(s.task.seeds)} seeds, {_held_out(s)}, scored by "
+            f"{', '.join(by)}",
+            *([f"  prompts     {s.prompts.about}"] if s.prompts else []),
+            f"  texts       {_texts(s.vocabulary)}",
             f"  devices     {p.mesh.size} × {devices[0].device_kind}, mesh {axes}",
             f"  run         {c.iterations} iterations of {c.samples_per_iteration} samples, "
             f"{c.execution}, {c.train.trainable} training{continued}",
@@ -43,8 +45,15 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
     )
 
 
-def _around_texts(vocabulary: tokens.Vocabulary) -> str:
-    """How texts begin and end, by which a model of one's own is recognised or not."""
+def _held_out(s: Setup) -> str:
+    """How many held-out questions there are, and of own pairs who says so."""
+    n, t = len(s.task.items), s.config.task
+    how = "a quarter, says" if t.held_out < 0 else "as"
+    return f"{n} held-out questions" + (f" ({how} task.held_out={t.held_out})" if t.seeds else "")
+
+
+def _texts(vocabulary: tokens.Vocabulary) -> str:
+    """How texts begin and end."""
     begin, eos, ends = (
         special_tokens.show(vocabulary.tokenizer, ids)
         for ids in (vocabulary.begin, [vocabulary.eos], vocabulary.ends)
@@ -63,11 +72,13 @@ def _minutes(s: Setup) -> int:
     sampled = samples * (prompts + q.max_tokens + a.max_tokens)
     evaluations = 2 * (2 + c.iterations + len(c.evaluation.sft_steps))
     sampled += evaluations * len(s.task.items) * (q.max_tokens + a.max_tokens)
+    asked, width = s.prompts.pairs.question.shape if s.prompts else (0, 0)
+    sampled += evaluations * asked * (width + a.max_tokens)
     # Half of the samples accepted; every iteration trains on what there is by then.
     rows = p.n_seeds * c.iterations + 0.25 * samples * (c.iterations + 1)
     trained = rows * c.train.epochs * p.train_tokens * (1 + sum(c.evaluation.sft_steps))
     flops = 2 * s.n_params * (sampled + 3 * trained + evaluations / 2 * _choice_tokens(s))
-    flops += evaluations * len(s.task.items) * sum(map(_judge_flops, s.judges))
+    flops += evaluations * (len(s.task.items) + asked) * sum(map(_judge_flops, s.judges))
     seconds = _COMPILE_SECONDS + flops / (_EFFICIENCY * p.mesh.size * _matmul_rate(p.model.dtype))
     return max(1, round(seconds / 60))
 

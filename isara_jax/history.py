@@ -3,20 +3,24 @@
 import json
 import pathlib
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from isara_jax import accept, advice, spelling, stops, storage
+from isara_jax.evaluate import scores
+from isara_jax.evaluate.held_out import Scored
 from isara_jax.setup import Setup
 from isara_jax.state import Report
+from isara_jax.tasks.base import Item
 
 
 class History:
     """The host's record, kept as plain JSON in `data` and saved with every checkpoint.
 
-    `data` holds `rows` (of the table), `iterations`, `row_ids` (of the pool's rows), `before` and
-    `after` (example answers with labels), `seconds` and `tokens`.
+    `data` holds `rows` (of the table, with the values of all items), `iterations`, `row_ids` (of
+    the pool's rows), `before` and `after` (example answers with labels), `seconds` and `tokens`.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -71,6 +75,42 @@ class History:
         self.data["iterations"].append(entry)
         return entry | {"example": kept[0] if kept else None}
 
+    def record_row(
+        self, where: dict[str, str | int | None], scored: Scored, workdir: pathlib.Path
+    ) -> None:
+        """Keeps a row of the table and its examples, and writes its answers to their file.
+
+        Args:
+          where: `method`, and its `iteration` or `steps`.
+          scored: what was found.
+          workdir: the run's folder.
+        """
+        self.data["rows"].append(where | {"n": len(self._setup.task.items)} | scored.row)
+        if where["method"] in ("base", "isara"):
+            self.data["before" if where["method"] == "base" else "after"] = scored.examples
+        if scored.answers:
+            name = "_".join(str(part) for part in where.values() if part is not None)
+            lines = (json.dumps(line | where, ensure_ascii=False) for line in scored.answers)
+            path = workdir / "answers" / f"{name}.jsonl"
+            storage.atomic_write(path, "".join(f"{line}\n" for line in lines).encode())
+
+    def table(self) -> list[dict[str, Any]]:
+        """The rows in the table's order, with differences in the place of the items' values.
+
+        `differences` holds, under `base` and `isara`, what `scores.differences` finds between the
+        row and the base model, and between it and the last iteration.
+        """
+        order = ("base", "sft", "icl_knn", "isara")
+        rows = sorted(self.data["rows"], key=lambda row: order.index(row["method"]))
+        known = {row["method"]: row for row in rows}  # the last of each
+        found = []
+        for row in rows:
+            others = {m: known[m] for m in ("base", "isara") if known.get(m, row) is not row}
+            differences = {m: scores.differences(other, row) for m, other in others.items()}
+            kept = {key: value for key, value in row.items() if key != "items"}
+            found.append(kept | {"differences": differences})
+        return found
+
     def _samples(self, number: int, report: Report) -> list[dict[str, Any]]:
         ids, vocabulary = self.data["row_ids"], self._setup.vocabulary
         questions = spelling.texts(vocabulary, report.question, stops.QUESTION_STOPS)
@@ -100,8 +140,8 @@ class History:
             "held_out_questions": sum(q in held_out for q, _ in kept),
         }
 
-    def examples(self) -> list[dict[str, str]]:
-        """The first held-out questions with the answers before and after."""
+    def examples(self, items: Sequence[Item]) -> list[dict[str, str]]:
+        """The first of the questions that are shown, with the answers before and after."""
         return [
             {
                 "question": item.question,
@@ -111,6 +151,6 @@ class History:
                 "after_label": after_label,
             }
             for item, (before, before_label), (after, after_label) in zip(
-                self._setup.task.items, self.data["before"], self.data["after"], strict=False
+                items, self.data["before"], self.data["after"], strict=False
             )
         ]

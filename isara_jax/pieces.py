@@ -127,8 +127,9 @@ def refill(b: Blueprint, s: Sampling) -> jax.stages.Compiled:
 def embed(b: Blueprint) -> jax.stages.Compiled:
     """The embedding of as many questions as there are slots."""
     c = b.program.config
-    ids = np.zeros((c.slots, c.question.max_tokens), np.int32)
-    part = placed((ids, np.ones(c.slots, np.int32)), mesh_lib.replicated(b.program.mesh))
+    longest = c.question.max_tokens + b.program.template.to_answer
+    part = packing.Part(np.zeros((c.slots, longest), np.int32), np.ones(c.slots, np.int32))
+    part = placed(part, mesh_lib.replicated(b.program.mesh))
     function = functools.partial(iteration.embed_questions, b.program)
     return compile_piece(b, function, b.inputs.base, part)
 

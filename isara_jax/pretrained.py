@@ -94,12 +94,12 @@ def name_of(path: pathlib.Path) -> str:
     return str(path)
 
 
-def read(name: str, bos: special_tokens.Begin = "auto") -> Pretrained:
+def read(name: str, begin: special_tokens.Begin = "auto") -> Pretrained:
     """Reads and checks everything but the weights.
 
     Args:
       name: a Hugging Face directory, here or at a URL, or the name of a bundled model.
-      bos: whether texts begin with BOS, as `config.Model.bos`.
+      begin: whether texts begin with BOS, as `config.Model.bos` has it.
 
     Raises:
       ValueError: something is missing, damaged, not supported, or of another model.
@@ -108,14 +108,14 @@ def read(name: str, bos: special_tokens.Begin = "auto") -> Pretrained:
     network = weights.load_config(path)
     ends = special_tokens.named_ends(path, network.vocab_size)
     tokenizer = weights.load_tokenizer(path)
-    special = special_tokens.read(path, tokenizer, ends, bos)
+    special = special_tokens.read(path, tokenizer, ends, begin)
     vocabulary = tokens.Vocabulary(tokenizer, network.vocab_size, str(path), special)
     return Pretrained(path, network, vocabulary)
 
 
-def read_language_model(name: str, bos: special_tokens.Begin = "auto") -> Pretrained:
+def read_language_model(name: str, begin: special_tokens.Begin = "auto") -> Pretrained:
     """As `read`; a judge's head instead of a language model's is an error."""
-    found = read(name, bos)
+    found = read(name, begin)
     if found.network.n_labels:
         raise ValueError(
             f"{found.path}: a model that judges ({found.network.n_labels} outputs), not one that "

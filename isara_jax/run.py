@@ -248,20 +248,14 @@ class _Run:
     ) -> dict[str, float]:  # fmt: skip
         """Scores a model, appends its row to the table and returns its metrics."""
         self.progress.lap("host")
-        row, examples = self.held_out.score(trainable, k)
+        scored = self.held_out.score(trainable, k)
         self.progress.lap("evaluation")
         where = {"method": method, "iteration": iteration, "steps": steps}
-        self.history.data["rows"].append(where | {"n": len(self.setup.task.items)} | row)
-        name, value = next(iter(row["metrics"].items()))
-        shown = "none asked" if value is None else f"{value:.3f}"
-        if value is not None and name in row["counts"]:
-            shown = f"{value:.1%}"
-        self.progress.say(f"  {title}: {name} {shown}")
-        if method in ("base", "isara"):
-            self.history.data["before" if method == "base" else "after"] = examples
-        if method == "base" and examples:
-            self._tell_example(self.setup.task.items[0].question, examples[0][0])
-        return row["metrics"]
+        self.history.record_row(where, scored, self.workdir)
+        self.progress.say(f"  {title}: {_headline(scored.row)}")
+        if method == "base" and scored.examples:
+            self._tell_example(self.held_out.shown[0].question, scored.examples[0][0])
+        return scored.row["metrics"]
 
     def _baselines(self) -> None:
         evaluation, total = self.setup.config.evaluation, self.history.train_steps
@@ -295,19 +289,19 @@ class _Run:
     def _conclude(self) -> dict[str, Any]:
         """Writes the summary and the report, and shows the table."""
         s, data = self.setup, self.history.data
-        order = ("base", "sft", "icl_knn", "isara")
         summary = {
             "task": s.task.name,
             "model": pathlib.PurePath(pretrained.name_of(s.model_path)).name,
             "n_seeds": len(s.task.seeds),
-            "rows": sorted(data["rows"], key=lambda row: order.index(row["method"])),
+            "rows": self.history.table(),
             "metrics_info": self.held_out.metrics_info(),
             "scaling_ratio": self.history.scaling_ratio,
             "iterations": data["iterations"],
             "compiles": dict(self.exe.compiles),
             "seconds": {name: round(value, 2) for name, value in self.progress.seconds.items()},
             "tokens": data["tokens"],
-            "examples": self.history.examples(),
+            "prompts": s.prompts.about if s.prompts else None,
+            "examples": self.history.examples(self.held_out.shown),
             "config": config.to_dict(s.config),
         }
         html.write(summary, self.workdir / "report.html")
@@ -319,3 +313,16 @@ class _Run:
             f"\nReport: {self.place / 'report.html'}   {result}: {self.place / result}"
         )
         return summary
+
+
+def _headline(row: dict[str, Any]) -> str:
+    """A row's first metric, and refusals by rule, sampled."""
+    names = [name for name in row["metrics"] if not name.endswith("_greedy")]
+    chosen = dict.fromkeys([*names[:1], *(n for n in names if n.startswith("refused"))])
+    shown = []
+    for name in chosen:
+        value = row["metrics"][name]
+        percent = name in row["counts"]
+        text = "none asked" if value is None else f"{value:.1%}" if percent else f"{value:.3f}"
+        shown.append(f"{name} {text}")
+    return ", ".join(shown)

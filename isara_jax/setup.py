@@ -30,7 +30,7 @@ from isara_jax import (
     weights,
 )
 from isara_jax import mesh as mesh_lib
-from isara_jax.evaluate import choices, judges
+from isara_jax.evaluate import choices, judges, prompts
 from isara_jax.models import shapes
 from isara_jax.progress import Progress
 
@@ -50,6 +50,7 @@ class Setup(NamedTuple):
       held_out: the held-out questions and references, on the devices.
       judges: models that judge answers, on the devices.
       choices: multiple-choice questions, or None.
+      prompts: prompts without references, on the devices, or None.
       n_params: of the base model.
       model_path: where it was read from.
     """
@@ -63,14 +64,19 @@ class Setup(NamedTuple):
     held_out: packing.Pairs
     judges: tuple[judges.Loaded, ...]
     choices: choices.Choices | None
+    prompts: prompts.Prompts | None
     n_params: int
     model_path: pathlib.Path
 
     @property
     def data(self) -> fingerprint.Data:
         """What makes a run this one, besides its configuration."""
-        asked = self.choices.asked if self.choices else ()
-        return {"seeds": self.task.seeds, "held-out items": self.task.items, "choices": asked}
+        return {
+            "seeds": self.task.seeds,
+            "held-out items": self.task.items,
+            "choices": self.choices.asked if self.choices else (),
+            "prompts": self.prompts.items if self.prompts else (),
+        }
 
 
 def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None) -> Setup:
@@ -93,7 +99,7 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
     initial = _initial_adapter(c, base.network)
     template = packing.Template.of(base.vocabulary)
     encoded = lengths.encode(c, task, base.vocabulary, template, base.network.max_length)
-    readings, asked = _read_evaluation(c, task, base, template)
+    readings, asked, prompted = _read_evaluation(encoded.config, task, base, template)
     for reading in readings:
         placement.check(reading.base.network, c.mesh_shape, f"the judge {reading.name}")
     program = _program(encoded, len(task.seeds), base, template, progress)
@@ -116,6 +122,7 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
         held_out=place(encoded.held_out),
         judges=judging,
         choices=asked and asked._replace(pairs=place(asked.pairs)),
+        prompts=prompted and prompted._replace(pairs=place(prompted.pairs)),
         n_params=sum(x.size for x in jax.tree.leaves(params)),
         model_path=base.path,
     )
@@ -127,15 +134,16 @@ def load_task(c: config.Config, data_dir: pathlib.Path) -> tasks.Task:
     task = tasks.load(
         c.task.name, c.task.seeds or None, n_seeds, c.task.topics, c.task.held_out, c.seed, data_dir
     )
-    if not task.items and c.evaluation.judges:
+    answered = task.items or c.evaluation.prompts
+    if c.evaluation.judges and not answered:
         raise config.ConfigError(
             "config.task.held_out=0: evaluation.judges have no answers to judge; hold out some "
-            "questions"
+            "questions, or give evaluation.prompts"
         )
-    if not task.items and not c.evaluation.choices:
+    if not answered and not c.evaluation.choices:
         raise config.ConfigError(
             "config.task.held_out=0: there is nothing to report; hold out some questions, or give "
-            "evaluation.choices"
+            "evaluation.prompts or evaluation.choices"
         )
     return dataclasses.replace(task, items=task.items[: c.evaluation.n or None])
 
@@ -164,15 +172,19 @@ def read_base(c: config.Config) -> pretrained.Pretrained:
 
 def _read_evaluation(
     c: config.Config, task: tasks.Task, base: pretrained.Pretrained, template: packing.Template
-) -> tuple[tuple[judges.Reading, ...], choices.Choices | None]:
-    """Judges, without their weights, and questions with choices, on the host."""
-    readings, asked = judges.read(c.evaluation), None
-    for reading in readings:
-        reading.check([item.question for item in task.items])
+) -> tuple[tuple[judges.Reading, ...], choices.Choices | None, prompts.Prompts | None]:
+    """Judges, without their weights, questions with choices, and prompts, on the host."""
+    readings, asked, prompted = judges.read(c.evaluation), None, None
+    limit = base.network.max_length
     if c.evaluation.choices:
-        limit = base.network.max_length
         asked = choices.read(c.evaluation.choices, base.vocabulary, template, limit)
-    return readings, asked
+    if c.evaluation.prompts:
+        seeds = {seed.question for seed in task.seeds}
+        prompted = prompts.read(c, seeds, base.vocabulary, template, limit)
+    for reading in readings:
+        items = (*task.items, *(prompted.items if prompted else ()))
+        reading.check([item.question for item in items])
+    return readings, asked, prompted
 
 
 def _program(

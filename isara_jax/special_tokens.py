@@ -53,8 +53,9 @@ def of(tokenizer: PreTrainedTokenizerBase, source: str) -> SpecialTokens:
     Raises:
       ValueError: it has no token that ends a text, or begins texts with several.
     """
-    eos = _eos(tokenizer, source)
-    return SpecialTokens(_put_first(tokenizer, source), eos, (eos,))
+    eos, first = _eos(tokenizer, source), _put_first(tokenizer, source)
+    own = tokenizer.bos_token_id if _is_sentencepiece(tokenizer) else None
+    return SpecialTokens(own if first is None else first, eos, (eos,))
 
 
 def read(
@@ -164,11 +165,11 @@ def _bos(directory: pathlib.Path, tokenizer: PreTrainedTokenizerBase, begin: Beg
     said = _fields(directory / _SETTINGS).get("add_bos_token")
     if said is None:
         opt = _fields(directory / "config.json").get("model_type") == "opt"
-        said = opt or is_sentencepiece(tokenizer)
+        said = opt or _is_sentencepiece(tokenizer)
     return own if said else None
 
 
-def is_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _is_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether unknown characters fall back to bytes, as only SentencePiece's BPE does it."""
     return tokenizer.is_fast and "ByteFallback" in repr(tokenizer.backend_tokenizer.decoder)
 

@@ -119,7 +119,7 @@ class Vocabulary:
       tokenizer: any Hugging Face fast tokenizer, byte-level or SentencePiece with byte fallback.
       size: rows of the model's embedding.
       source: the tokenizer's folder, for messages.
-      special: what begins and ends texts; None: as the tokenizer alone has it.
+      special: how texts begin and end; None for what the tokenizer alone says.
 
     Raises:
       ValueError: the tokenizer does not fit the model, or its tokens cannot be read as bytes.
@@ -196,7 +196,9 @@ class Vocabulary:
     def _token_bytes(self) -> list[bytes]:
         spell = self._speller()
         added = self.tokenizer.added_tokens_decoder
-        special = {*self.tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)}
+        special = {*self.tokenizer.all_special_ids, *self.begin, *self.ends} | {
+            i for i, t in added.items() if t.special
+        }
         result = [b""] * self.size
         for token, index in self.tokenizer.get_vocab().items():
             if index in added:  # written as it reads, in neither alphabet

@@ -94,6 +94,8 @@ def load_config(directory: pathlib.Path) -> models.DecoderConfig:
     if not directory.is_dir():
         raise ValueError(f"{str(directory)!r} is not a directory; {_how_to_get_one(directory)}")
     path = directory / "config.json"
+    if not path.exists() and (found := sorted(directory.glob("*.gguf"))):
+        raise ValueError(f"{directory}: holds a GGUF file alone; {_how_to_get_one(found[0])}")
     network = models.from_hf(storage.read_json(path), str(path))
     if network.n_labels:  # safe-rlhf's configs do not always say whether the head has a bias
         found = _stored(directory).get("score.bias")
@@ -105,7 +107,7 @@ def load_config(directory: pathlib.Path) -> models.DecoderConfig:
 def _how_to_get_one(path: pathlib.Path) -> str:
     if path.suffix != ".gguf" or not path.is_file():
         return "give that of a model"
-    return f"make one of it: python -m isara_jax.convert {path} --output=DIR"
+    return f"convert it: python -m isara_jax.convert {path} --output=DIR"
 
 
 def load_tokenizer(directory: pathlib.Path) -> transformers.PreTrainedTokenizerBase:

@@ -2,7 +2,7 @@
 # Aligns a model on a Cloud TPU VM of one host or many. Steps happen in the order they are given:
 #
 #   ./launch/tpu_vm.sh create install run fetch --name=isara --type=v5litepod-16 \
-#       --workdir=gs://BUCKET/safety --config=configs/safety.py --config.model.path=gs://BUCKET/7b
+#       --workdir=gs://BUCKET/safety --config=configs/safety.py:gs://BUCKET/7b
 #   ./launch/tpu_vm.sh delete --name=isara
 #
 #   create   makes the VM, unless there is one. --spot: a cheap one that may be taken away;

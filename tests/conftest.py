@@ -18,6 +18,7 @@ import pytest
 
 from isara_jax import models, pretrained, storage, weights
 from isara_jax.models import llama
+from tests import words
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +35,6 @@ def random_model(tmp_path_factory):
     params = model.init(jax.random.key(1), jnp.zeros((1, 2), jnp.int32), method="everything")
     # Larger than at initialisation, so that the text depends on what is read.
     params = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, params["params"])
-    weights.save(folder, network, params)
+    weights.save(folder, network, words.only_words(params))
     storage.write_json(folder / "config.json", llama.to_hf(network))
     return folder

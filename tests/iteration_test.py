@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from isara_jax import accept, command, config, iteration, run, setup
+from isara_jax import accept, command, config, iteration, run, setup, spelling, stops, tokens
 from isara_jax.evaluate import answers
 from isara_jax.executables import Executables
 from isara_jax.progress import Progress
@@ -80,28 +80,30 @@ def test_one_executable_for_all_iterations(default):
     assert state.step == 2
 
 
+def check_spelled(exe, found, drawn, place):
+    """What was drawn, as text, stands there in the tokenizer's own ids."""
+    vocabulary = exe.program.vocabulary
+    ended = stops.QUESTION_STOPS if place == tokens.IN_QUESTION else stops.ANSWER_STOPS
+    texts = spelling.texts(vocabulary, drawn, ended)
+    head, *whole = vocabulary.plain([place.header, *(f"{place.header} {t}" for t in texts)])
+    seamed = vocabulary.plain([f"{place.header} {t}{place.seam}" for t in texts])
+    for part, rows in ((found.bare, whole), (found.joined, seamed)):
+        ids = [row[:n].tolist() for row, n in zip(*part, strict=True)]
+        assert [head + row for row in ids] == rows
+
+
 def test_the_pool_grows_by_what_was_accepted(default):
     """Accepted pairs stand in the pool behind the seeds, in order, with their iteration."""
-    _, state, reports = default
+    exe, state, reports = default
     assert all((r.reason == 0).all() for r in reports)
     pool = state.pool
     assert pool.count == SEEDS + 2 * SAMPLES == pool.capacity
     np.testing.assert_array_equal(pool.origin, [0] * SEEDS + [1] * SAMPLES + [2] * SAMPLES)
-    places, ended = (
-        (tokens.IN_QUESTION, tokens.IN_ANSWER),
-        (stops.QUESTION_STOPS, stops.ANSWER_STOPS),
-    )
     for number, report in enumerate(reports):
-        rows = slice(SEEDS + number * SAMPLES, SEEDS + (number + 1) * SAMPLES)
-        for found, drawn, place, ends in zip(
-            pool.pairs, (report.question, report.answer), places, ended, strict=True
-        ):
-            texts = spelling.texts(vocabulary, drawn, ends)
-            for part, ids in zip(found, zip(*vocabulary.spellings(texts, place)), strict=True):
-                width = part.ids.shape[1]
-                expected = packing.pad(ids, width)
-                np.testing.assert_array_equal(part.ids[rows], expected.ids)
-                np.testing.assert_array_equal(part.lengths[rows], expected.lengths)
+        rows = np.arange(SAMPLES) + SEEDS + number * SAMPLES
+        found = pool.pairs.take(rows)
+        check_spelled(exe, found.question, report.question, tokens.IN_QUESTION)
+        check_spelled(exe, found.answer, report.answer, tokens.IN_ANSWER)
     norms = np.linalg.norm(pool.embedding, axis=1)
     np.testing.assert_allclose(norms, 1.0, atol=1e-5)
     np.testing.assert_allclose(pool.embedding[:SEEDS].mean(axis=0), 0, atol=0.3)

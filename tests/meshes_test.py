@@ -30,7 +30,7 @@ from isara_jax import (
 )
 from isara_jax.executables import Executables
 from isara_jax.models import llama, opt
-from tests import environment
+from tests import environment, words
 from tests.iteration_test import adapter_distance, small
 
 ADAPTER_TOLERANCE = 1e-4  # relative distance, after two iterations
@@ -54,7 +54,7 @@ def write_model(folder, family):
     params = model.init(jax.random.key(1), jnp.zeros((1, 2), jnp.int32), method="everything")
     # Larger than at initialisation, so that the text depends on what is read.
     params = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, params["params"])
-    weights.save(folder, network, params)
+    weights.save(folder, network, words.only_words(params))
     storage.write_json(folder / "config.json", models.family_of(network).to_hf(network))
 
 

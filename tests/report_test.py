@@ -88,6 +88,16 @@ def no_judge():
     return summary
 
 
+def with_differences(summary, name, values):
+    """The summary, with a difference to the base in each other row and to ISARA in SFT's."""
+    for row in summary["rows"][1:]:
+        row["differences"] = {"base": {name: list(values)}}
+    for row in summary["rows"][:5]:
+        back = [None if x is None else -x for x in (values[0], values[2], values[1])]
+        row.setdefault("differences", {})["isara"] = {name: back}
+    return summary
+
+
 class Tags(html.parser.HTMLParser):
     """Collects what a browser would see."""
 
@@ -166,6 +176,51 @@ def test_verdict_is_honest_both_ways(base, last, words):
     for text in (table.text(summary), "".join(Tags(page.render(summary)).text)):
         assert all(w in " ".join(text.split()) for w in words)
     assert "harmless answers (sampled)" in table.verdict(summary)[0].lower()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((0.03, 0.01, 0.05), ("better than the base model", "+3.0 (+1.0 to +5.0)", "above it, +3")),
+        ((-0.03, -0.05, -0.01), ("worse than the base model", "-3.0 (-5.0 to -1.0)", "below it")),
+        ((0.03, -0.01, 0.07), ("no clear change", "+3.0 (-1.0 to +7.0)", "not clearly apart, +3")),
+    ],
+)
+def test_what_is_paired_decides(values, words):
+    """Intervals of two values overlap long after the difference, item by item, is sure."""
+    summary = with_differences(fake(0.50, (0.6, 0.53)), "harmless_rate", values)
+    for text in (table.text(summary), "".join(Tags(page.render(summary)).text)):
+        text = " ".join(text.split())
+        assert all(word in text for word in words) and "overlap" not in text
+        assert "Difference to the base model item by item" in text
+    assert max(map(len, table.text(summary).splitlines())) <= table.WIDTH
+
+
+@pytest.mark.parametrize("ends", [[None, None], [float("nan"), 2.0], []])
+@pytest.mark.parametrize("base", [2.0, 2.1])
+def test_no_verdict_without_an_interval(ends, base):
+    """One held-out answer, or several that are alike: better or worse, nobody knows."""
+    summary = no_judge()
+    for row, nll in zip(summary["rows"], [base] + 7 * [2.05], strict=True):
+        row |= {"metrics": {"nll_per_token": nll}, "intervals": {"nll_per_token": ends}}
+    summary = with_differences(summary, "nll_per_token", (2.05 - base, None, None))
+    for text in (table.text(summary), "".join(Tags(page.render(summary)).text)):
+        text = " ".join(text.split())
+        assert "how sure that is, is unknown: there are no intervals" in text
+        assert "ISARA ends not comparable" in text
+        assert not re.search(r"better than|worse than|apart|nan|None", text)
+
+
+def test_a_metric_without_a_direction_is_told_as_higher_or_lower():
+    """Refusals of prompts without labels: more of them may be good or bad."""
+    summary = fake()
+    summary["metrics_info"] = {"harmless_rate": {"title": "Refused", "higher_is_better": None}}
+    summary["prompts"] = "100 of the 2,637 in prompts.jsonl"
+    assert table.header(summary, "harmless_rate")[1].strip() == "sampled"
+    said = table.verdict(summary)[0]
+    assert "higher than the base model" in said and "better" not in said
+    for text in (table.text(summary), "".join(Tags(page.render(summary)).text)):
+        assert "Prompts: 100 of the 2,637 in prompts.jsonl." in text and "(crude)" in text
 
 
 def test_best_sft_is_one_run():

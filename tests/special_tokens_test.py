@@ -259,8 +259,8 @@ def test_several_tokens_before_a_text_are_named(llama):
 
 def test_a_run_says_how_texts_begin_and_end(llama):
     """A wrong start or end costs a run; its first lines show them."""
-    said = forecast._around_texts(pretrained.read(str(llama.path)).vocabulary)
+    said = forecast._texts(pretrained.read(str(llama.path)).vocabulary)
     assert said == "begin with <s> (1), end with </s> (2)"
     llama.change("config.json", eos_token_id=[2, 0])
-    said = forecast._around_texts(pretrained.read(str(llama.path), "never").vocabulary)
+    said = forecast._texts(pretrained.read(str(llama.path), "never").vocabulary)
     assert said == "begin without BOS, end with </s> (2); <unk> (0), </s> (2) end what is drawn"

@@ -1,6 +1,8 @@
 """Domains: files of seeds, their TFDS data sets, and the three bundled domains."""
 
 import collections
+import csv
+import io
 import json
 import os
 import pathlib
@@ -9,7 +11,7 @@ import sys
 
 import pytest
 
-from isara_jax import tasks, tokens
+from isara_jax import tasks
 from isara_jax.tasks import builders, bundled, files
 from isara_jax.tasks.base import Item, Pair
 from isara_jax.testbed import oracle, world
@@ -52,6 +54,79 @@ def test_csv_reads_quoted_cells_over_several_lines(tmp_path):
     assert files.read_pairs(path) == (Pair("What?", 'one\ntwo, "three"'), Pair("Is\nit?", "yes"))
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_tables_are_read_by_whatever_separates_them(tmp_path, separator, suffix):
+    """Spreadsheets write what their country separates with; the texts hold the other separators."""
+    rows = [
+        ["\ufeff Question ", "id", "ANSWER", ""],
+        ['a, "b"; c | d\te', "1", "f,g;h|i", ""],
+        ["", "", "", ""],
+        ["Is it\nso?", "2", "so", "seen"],
+    ]
+    stream = io.StringIO()
+    csv.writer(stream, delimiter=separator).writerows(rows)
+    path = write(tmp_path, f"seeds.{suffix}", stream.getvalue())
+    expected = (Pair('a, "b"; c | d\te', "f,g;h|i"), Pair("Is it\nso?", "so"))
+    assert files.read_pairs(path) == expected
+    assert files.locate(path, "Is it\nso?").endswith(f".{suffix}:4")
+
+
+def test_names_in_capitals_are_fields_too(tmp_path):
+    """Lines of JSON by other hands; a name that is written right goes before one that is not."""
+    path = write(
+        tmp_path,
+        "seeds.jsonl",
+        lines(
+            {"Question": "a?", " ANSWER ": "b"}, {"Question": "no", "question": "c?", "answer": "d"}
+        ),
+    )
+    assert files.read_pairs(path) == (Pair("a?", "b"), Pair("c?", "d"))
+    assert files.locate(path, "a?").endswith(":1")
+
+
+def test_prompts_and_their_labels(tmp_path):
+    """Prompts as the published sets have them; a label that is neither comes back as it is."""
+    rows = [
+        {"id": 1, "question": "a?", "label": "Unsafe "},
+        {"prompt": "b?", "question": "no", "label": "safe"},
+        {"prompt": "c?\nAnswer: no", "label": "mixed"},
+        {"prompt": "d?", "label": None},
+        {"prompt": "e?"},
+    ]
+    found = files.read_prompts(write(tmp_path, "p.jsonl", lines(*rows)))
+    expected = ["a? unsafe", "b? safe", "c?\nAnswer: no mixed", "d? ", "e? "]
+    assert [f"{p.text} {p.label}" for p in found] == expected
+    assert [p.line for p in found] == [1, 2, 3, 4, 5]
+    table = write(tmp_path, "p.csv", "id;Prompt;Label\n1;a?;SAFE\n")
+    assert files.read_prompts(table) == (files.Prompt(2, "a?", "safe"),)
+    one_column = write(tmp_path, "p.tsv", "prompt\na, b?\n")
+    assert files.read_prompts(one_column) == (files.Prompt(2, "a, b?", ""),)
+    plain = write(tmp_path, "q.jsonl", lines({"prompt": "a?"}))
+    assert files.read_prompts(plain) == (files.Prompt(1, "a?", ""),)
+
+
+PROMPT_ERRORS = {
+    "empty": ("\n", ["p.jsonl: no prompt", '"prompt": ']),
+    "no prompt": (lines({"goal": "a"}), ["p.jsonl:1: prompt: missing", "'goal'"]),
+    "null": (lines({"prompt": None}), ["p.jsonl:1: prompt: found null; write the prompt"]),
+    "labels": (
+        lines({"prompt": "a"}, {"prompt": "b", "label": 1}),
+        ["p.jsonl:2: label: found '1'", "'safe' or 'unsafe'", "remove the labels"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "parts"), PROMPT_ERRORS.values(), ids=PROMPT_ERRORS)
+def test_errors_of_prompts_say_where_and_what(tmp_path, content, parts):
+    """A file of prompts that could not be counted is refused before anything is computed."""
+    path = write(tmp_path, "p.jsonl", content)
+    with pytest.raises(files.SeedError) as error:
+        files.read_prompts(path)
+    assert str(error.value).startswith(f"{tmp_path}{os.sep}{parts[0]}")
+    assert all(part in str(error.value) for part in parts), error.value
+
+
 GOOD = lines(pair(0), pair(1))
 ERRORS = {
     "suffix": ("seeds.txt", GOOD, ["seeds.txt: ", "'.txt'", ".jsonl or .csv"]),
@@ -60,7 +135,11 @@ ERRORS = {
     "empty": ("s.jsonl", " \n", ["s.jsonl: ", "found 0 pair"]),
     "bom only": ("s.csv", b"\xef\xbb\xbf", ["s.csv: ", "found 0 pair"]),
     "broken json": ("s.jsonl", GOOD + '\n{"question": "a\n', ["s.jsonl:4: ", "JSON at column 14"]),
-    "json array": ("s.jsonl", "[\n" + GOOD + "]", ["s.jsonl:1: ", "one whole object a line"]),
+    "json array": (
+        "s.jsonl",
+        "[\n" + GOOD + "]",
+        ["s.jsonl:1: ", "JSON array", "one whole object a line"],
+    ),
     "no object": (
         "s.jsonl",
         GOOD + "[1]",
@@ -75,7 +154,7 @@ ERRORS = {
     "null": (
         "s.jsonl",
         lines({"question": None, "answer": "a"}),
-        ["s.jsonl:1: question: ", "None"],
+        ["s.jsonl:1: question: found null; write the question, or remove the line"],
     ),
     "blank answer": (
         "s.jsonl",
@@ -109,7 +188,43 @@ ERRORS = {
     ),
     "one pair": ("s.jsonl", lines(pair(0)), ["s.jsonl: ", "1 pair", "at least 2"]),
     "csv: no pair": ("s.csv", "question,answer\n", ["s.csv: ", "0 pair"]),
-    "csv: columns": ("s.csv", "question;answer\na;b\n", ["s.csv:1: question: ", "question;answer"]),
+    "csv: columns": ("s.csv", "question:answer\na:b\n", ["s.csv:1: question: ", "question:answer"]),
+    "csv: other columns": (
+        "s.csv",
+        "Frage;answer\na;b\n",
+        ["s.csv:1: question: ", "['frage', 'answer']", "question,answer"],
+    ),
+    "csv: cells of semicolons": (
+        "s.csv",
+        "question;answer\na;b\nc;d;e\n",
+        ["s.csv:3: ", "3 cell", "texts that hold semicolons"],
+    ),
+    "csv: capitals twice": (
+        "s.csv",
+        "Question,answer,QUESTION\n",
+        ["s.csv:1: question: ", "2 col"],
+    ),
+    "json": ("s.json", "[" + GOOD + "]", ["s.json: ", "'.json'", "json.load"]),
+    "pandas": (
+        "s.jsonl",
+        GOOD + '{"question": "a", "answer": NaN}',
+        ["s.jsonl:3: answer: found NaN; write the answer, or remove the line"],
+    ),
+    "object": (
+        "s.jsonl",
+        lines({"question": "a", "answer": {"text": ["b"], "answer_start": [3]}}),
+        ["s.jsonl:1: answer: ", '{"text": ["b"]', "(object)", "write the answer itself"],
+    ),
+    "list": (
+        "s.jsonl",
+        lines({"question": "a", "answer": ["b"]}),
+        ["s.jsonl:1: answer: ", '["b"] (list)', "write the answer itself"],
+    ),
+    "true": (
+        "s.jsonl",
+        lines({"question": "a", "answer": True}),
+        ["s.jsonl:1: answer: ", "true (bool)", "double quotes"],
+    ),
     "csv: twice": ("s.csv", "question,answer,answer\n", ["s.csv:1: answer: ", "found 2 columns"]),
     "csv: cells": (
         "s.csv",
@@ -147,7 +262,7 @@ CHOICE_ERRORS = {
         ["c.jsonl:2: choices[1]: ", "4 (int)"],
     ),
     "answer": (lines(ASKED | {"answer": 2}), ["c.jsonl:1: answer: found 2", "0 to 1"]),
-    "true": (lines(ASKED | {"answer": True}), ["c.jsonl:1: answer: found True"]),
+    "true": (lines(ASKED | {"answer": True}), ["c.jsonl:1: answer: found true (bool)"]),
 }
 
 

@@ -59,7 +59,8 @@ TEMPLATE_LIKE = (
     "a\nquestion: b\nANSWER: c", "a\n\nQuestion", "x\rAnswer: y", "\n", "x\n\n",
 )  # fmt: skip
 HEADERS_IN_TEXT = (
-    "a\n Question: indented", "x\nQuestion: y", "x\n\nQuestion: y", "x\nAnswer: y", "x\r\nAnswer:", "x\n\n\nQuestion:",
+    "a\n Question: indented", "x\nQuestion: y", "x\n\nQuestion: y", "x\nAnswer: y",
+    "x\r\nAnswer:", "x\n\n\nQuestion:",
 )  # fmt: skip
 SPECIAL_LIKE = (
     "</s>", "a</s>b", " </s> <s>", "<s><unk><pad>", *LLAMA3_SPECIAL, "x<|eot_id|>\n",

@@ -12,7 +12,10 @@ _KEY = 1 << 20  # a step number no iteration reaches, for the keys of evaluation
 
 
 class Questions(NamedTuple):
-    """Held-out pairs, and a pool of the seeds, which may be shown with them."""
+    """Held-out pairs, and a pool of the seeds, which may be shown with them.
+
+    Of prompts without references the answers are empty, and as wide as may be generated.
+    """
 
     pairs: packing.Pairs
     seeds: Pool

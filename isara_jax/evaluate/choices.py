@@ -59,10 +59,10 @@ def read(
 
 def mc1(choices: Choices, log_likelihood: np.ndarray) -> scores.Row:
     """The share of questions whose correct choice is the most probable; a tie is an error."""
-    right = 0
+    right = []
     for number in range(choices.question[-1] + 1):
         mine = choices.question == number
         correct = choices.correct[mine]
         values = log_likelihood[mine]
-        right += int(values[correct].max() > values[~correct].max())
-    return scores.of_share(MC1, right, int(choices.question[-1]) + 1)
+        right.append(bool(values[correct].max() > values[~correct].max()))
+    return scores.of_outcomes(MC1, right)

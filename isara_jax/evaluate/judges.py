@@ -1,4 +1,4 @@
-"""Who says what an answer is: the bundled world's oracle, or a model that judges.
+"""Who says what an answer is: the bundled world's oracle, a model that judges, or a rule.
 
 One interface: `judge(items, answers)` returns a label for each answer and the row of metrics.
 
@@ -46,14 +46,20 @@ _YES_TOKENS = 8  # more than any vocabulary spells " yes" with
 
 
 class Judgement(NamedTuple):
-    """A label for each answer, and `{"metrics", "counts", "intervals"}` as `summary.json` has."""
+    """A label for each answer, and what is measured of them all."""
 
     labels: list[str]
     row: scores.Row
 
 
 class Judge(Protocol):
-    """Labels answers and measures them."""
+    """Labels answers and measures them.
+
+    Attributes:
+      name: who says it, in `answers/`.
+    """
+
+    name: str
 
     def info(self) -> dict[str, dict[str, Any]]:
         """`{metric: {"title", "higher_is_better"}}`, the most telling first."""
@@ -64,6 +70,8 @@ class Judge(Protocol):
 
 class Oracle:
     """A task's own judge, which labels by rule."""
+
+    name: ClassVar[str] = "oracle"
 
     def __init__(self, task: base.Task) -> None:
         self._task = task
@@ -116,8 +124,7 @@ class Flags:
         return [flagged or "not flagged" for flagged in named]
 
     def row(self, metric: str, outputs: np.ndarray) -> scores.Row:
-        flagged = (outputs > 0).any(axis=1)  # sigmoid(x) > 0.5
-        return scores.of_share(metric, int(flagged.sum()), len(flagged))
+        return scores.of_outcomes(metric, (outputs > 0).any(axis=1))  # sigmoid(x) > 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +154,7 @@ class Yes:
         return ["yes" if good else "no" for good in self._good(outputs)]
 
     def row(self, metric: str, outputs: np.ndarray) -> scores.Row:
-        good = self._good(outputs)
-        return scores.of_share(metric, int(good.sum()), len(good))
+        return scores.of_outcomes(metric, self._good(outputs))
 
     def _good(self, outputs: np.ndarray) -> np.ndarray:
         return np.exp(outputs[:, 0]) >= THRESHOLD
@@ -373,17 +379,20 @@ class ModelJudge:
       loaded: the model.
       call: `call(name, function, *args)`, which compiles once and calls.
       rows_at_once: texts in memory at once.
+      of: what the answers are to, where it judges others too: its metrics are named apart.
     """
 
-    def __init__(self, loaded: Loaded, call: Callable, rows_at_once: int) -> None:
+    def __init__(self, loaded: Loaded, call: Callable, rows_at_once: int, of: str = "") -> None:
+        self.name, self._of = loaded.name, of
         self._loaded, self._reading = loaded, loaded.reading
-        self._metric = f"{loaded.name}_{loaded.reading.kind.suffix}"
+        on = f"_on_{of}" if of else ""
+        self._metric = f"{loaded.name}_{loaded.reading.kind.suffix}{on}"
         function = functools.partial(_outputs, loaded.model, loaded.mesh, rows_at_once)
-        self._call = functools.partial(call, f"judge_{loaded.name}", function, loaded.params)
+        self._call = functools.partial(call, f"judge_{loaded.name}{on}", function, loaded.params)
 
     def info(self) -> dict[str, dict[str, Any]]:
         kind = self._reading.kind
-        title = kind.title.format(self._loaded.name)
+        title = kind.title.format(self._loaded.name) + (f", {self._of}" if self._of else "")
         return {self._metric: {"title": title, "higher_is_better": kind.higher_is_better}}
 
     def __call__(self, items: Sequence[base.Item], answers: Sequence[str]) -> Judgement:

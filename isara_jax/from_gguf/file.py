@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-_MAGIC = b"GGUF"
+_MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 _MOST_ELEMENTS = 1 << 24  # of an array of metadata: more than any vocabulary has
 _REQUIRED = object()
@@ -108,7 +108,7 @@ class GgufFile:
         if not isinstance(values, list) or not all(_is(value, kind) for value in values):
             self.fail(name, values, f"a list, each {_SAID[kind]}, is expected")
         if length is not None and len(values) != length:
-            self.fail(name, f"a list of {len(values)}", f"{length} are expected")
+            raise ValueError(f"{self.path}: {name} has {len(values)} values; {length} are expected")
         return values
 
     def tensor(self, name: str) -> gguf.ReaderTensor:
@@ -191,11 +191,17 @@ def _open(path: pathlib.Path) -> _Reader:
         pointer = start.startswith(b"version https://git-lfs")
         what = "a pointer in place of one: fetch it with git lfs" if pointer else "check the path"
         raise ValueError(f"{path}: no GGUF file, it begins with {start[:16]!r}; {what}")
+    version = int.from_bytes(start[4:8], "little")
+    if len(start) >= 8 and version not in _VERSIONS:
+        raise ValueError(
+            f"{path}: GGUF version {version}, or of another byte order; supported: versions "
+            f"{', '.join(map(str, _VERSIONS))}, little-endian"
+        )
     try:
-        reader = _Reader(path)
+        return _Reader(path)
     except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: damaged, or not whole ({reason}); download it again") from error
-    if reader.byte_order != "I":
-        raise ValueError(f"{path}: its numbers are of the other byte order; convert it on its kind")
-    return reader
+        raise ValueError(
+            f"{path}: damaged, not whole, or newer than the package gguf ({reason}); download it "
+            "again"
+        ) from error

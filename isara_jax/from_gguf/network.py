@@ -46,7 +46,7 @@ def of(file: GgufFile) -> Architecture:
     """
     kind = file.get("general.type", str, "model")
     if kind != "model":
-        raise ValueError(f"{file.path}: holds a {kind} (general.type), not a whole model")
+        file.fail("general.type", kind, "a whole model is expected")
     name = file.get("general.architecture", str)
     if name not in ARCHITECTURES:
         raise ValueError(

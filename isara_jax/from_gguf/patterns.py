@@ -42,18 +42,19 @@ class Cut(NamedTuple):
     bos: bool = False
 
 
-BY_NAME = {
-    name: cut
-    for names, cut in (
-        ("llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0 lfm2", Cut((_LLAMA3,), True, True)),
-        ("dbrx smaug-bpe", Cut((_LLAMA3,))),
-        ("qwen2 deepseek-r1-qwen kormo megrez stablelm2 hunyuan", Cut((_QWEN2,))),
-        ("gpt-2 default mpt olmo phi-2 jais trillion exaone4 mellum gigachat", Cut((_GPT2,))),
-        ("smollm starcoder refact command-r codeshell minerva-7b", Cut((r"\p{N}", _GPT2))),
-        ("tekken", Cut((_TEKKEN,), True, True)),
-        ("gpt-4o llama4 kanana2", Cut((_GPT4O,))),
-        ("deepseek-coder", Cut(_DEEPSEEK_CODER)),
-        ("seed-coder", Cut((_SEED_CODER,))),
-    )
-    for name in names.split()
+_NAMES = {
+    Cut((_LLAMA3,), whole=True, bos=True): (
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2"
+    ),
+    Cut((_LLAMA3,)): "dbrx smaug-bpe",
+    Cut((_QWEN2,)): ("qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open"),
+    Cut((_GPT2,)): (
+        "gpt-2 default mpt olmo phi-2 jais trillion exaone4 mellum gigachat granite-docling"
+    ),
+    Cut((r"\p{N}", _GPT2)): "smollm starcoder refact command-r codeshell exaone minerva-7b",
+    Cut((_TEKKEN,), whole=True, bos=True): "tekken",
+    Cut((_GPT4O,)): "gpt-4o llama4 kanana2 talkie minimax-m2",
+    Cut(_DEEPSEEK_CODER): "deepseek-coder",
+    Cut((_SEED_CODER,)): "seed-coder",
 }
+BY_NAME = {name: cut for cut, names in _NAMES.items() for name in names.split()}

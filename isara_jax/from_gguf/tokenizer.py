@@ -73,7 +73,8 @@ def read(file: GgufFile, max_length: int) -> Tokenizer:
     except ValueError:
         raise
     except Exception as error:  # the Rust library raises plain `Exception`
-        raise ValueError(f"{file.path}: its tokenizer is damaged ({error})") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file.path}: its tokenizer is damaged ({reason})") from error
     named = {f"{role}_token": words[i] for role, i in vocabulary.ids.items()}
     adds = {
         "add_bos_token": "bos" in vocabulary.ids
@@ -96,9 +97,6 @@ class _Vocabulary:
         self._file, self.words = file, words
         types = file.array("tokenizer.ggml.token_type", int, len(words))
         self._types = types or [_NORMAL] * len(words)
-        default = _SENTENCEPIECE_IDS if kind == "llama" else {}
-        found = {role: self._id(name, default.get(role)) for role, name in _ROLES.items()}
-        self.ids = {role: i for role, i in found.items() if i is not None}
         # llama.cpp's converter fills gaps: the embedding may have more rows than there are tokens.
         filled = [
             not word or (word == f"[PAD{i}]" and self._types[i] == _UNUSED)
@@ -107,11 +105,16 @@ class _Vocabulary:
         self.by_word = {w: i for i, w in enumerate(words) if not filled[i]}
         if len(self.by_word) + sum(filled) != len(words):
             raise ValueError(f"{file.path}: tokenizer.ggml.tokens holds a token twice")
+        default = _SENTENCEPIECE_IDS if kind == "llama" else {}
+        found = {role: self._id(name, default.get(role)) for role, name in _ROLES.items()}
+        self.ids = {role: i for role, i in found.items() if i is not None}
 
     def _id(self, name: str, default: int | None) -> int | None:
         """The id of a special token; one outside the vocabulary, often 2**32 - 1, says none."""
         found = self._file.get(f"tokenizer.ggml.{name}_token_id", int, default)
-        return found if found is not None and 0 <= found < len(self.words) else None
+        if found is None or not 0 <= found < len(self.words):
+            return None
+        return self.by_word.get(self.words[found])
 
     def ends(self) -> list[int]:
         """What ends a text: EOS, and the ends of a turn and of a message where they are named."""

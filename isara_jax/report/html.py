@@ -113,7 +113,7 @@ def _rates(summary: Summary, name: str, size: tuple[float, float]) -> str:
             xs = [r.get("iteration") or 0 for r in known]
             ys = [scale * r["metrics"][metric] for r in known]
             axes.plot(xs, ys, line, color=ISARA, marker="o", ms=4, lw=1.8, zorder=3, clip_on=False)
-            ranges = [get(r, "intervals", metric) for r in known]
+            ranges = [table.interval(r, metric) for r in known]
             if all(ranges):
                 low, high = zip(*([scale * b for b in r] for r in ranges), strict=True)
                 alpha = 0.16 if line == "-" else 0.07
@@ -233,13 +233,12 @@ def _columns(first: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]])
 
 def _results(summary: Summary) -> str:
     found, names = table.rows(summary), table.metrics(summary)
+    base = next(iter(table.rows(summary, "base")), {})
     heads = [tuple(map(html.escape, table.header(summary, n))) for n in names]
     body = []
     for row in found:
-        cells = [tuple(map(html.escape, table.cell(summary, row, n))) for n in names]
-        body.append(
-            [html.escape(table.label(row)), *(f"{v}<br><small>{i}</small>" for v, i in cells)]
-        )
+        cells = [_cell(summary, base, row, name) for name in names]
+        body.append([html.escape(table.label(row)), *cells])
     last = table.last_isara(summary)
     final = next((i for i, row in enumerate(found) if row is last), None)
     return _table(
@@ -247,6 +246,15 @@ def _results(summary: Summary) -> str:
         body,
         final,
     )
+
+
+def _cell(summary: Summary, base: table.Row, row: table.Row, name: str) -> str:
+    """A value, its interval, and the difference to the base model, below each other."""
+    value, interval = table.cell(summary, row, name)
+    difference = table.difference(base, row, name) if row is not base else None
+    change = table.change(summary, name, difference)
+    small = [html.escape(text) for text in (interval, change and f"Δ {change}") if text]
+    return "<br>".join([html.escape(value), *(f"<small>{text}</small>" for text in small)])
 
 
 def _answer(example: Any, when: str) -> str:
@@ -279,7 +287,10 @@ def render(summary: Summary) -> str:
             "Below each value its 95 % interval. ↑ higher is better, ↓ lower is better. "
             "The best SFT run is picked by this very table, which flatters it a little."
         )
-        parts.append(f"<h2>Results</h2>{_results(summary)}<p class=dim>{note}</p>")
+        if any(table.differences(summary)[0]):
+            note += f" Δ: {table.NOTE_DIFFERENCES}"
+        said = "".join(f"<p class=dim>{html.escape(n)}</p>" for n in (note, *table.notes(summary)))
+        parts.append(f"<h2>Results</h2>{_results(summary)}{said}")
     if drawn:
         small = "".join(_rates(summary, n, (5.2, 3.1)) for n in plain[1:])
         plots = _rates(summary, plain[0], (10.6, 3.9)) + f"<div class=two>{small}</div>"

@@ -59,9 +59,9 @@ def title(summary: Summary, name: str) -> str:
     return re.sub(r"\W*\b(sampled|greedy)\b\W*$", "", words) or words
 
 
-def higher_is_better(summary: Summary, name: str) -> bool:
-    """The metric's direction."""
-    return get(summary, "metrics_info", name, "higher_is_better") is not False
+def higher_is_better(summary: Summary, name: str) -> bool | None:
+    """The metric's direction; None where neither is better."""
+    return (get(summary, "metrics_info", name) or {}).get("higher_is_better", True)
 
 
 def is_share(summary: Summary, name: str) -> bool:
@@ -69,23 +69,58 @@ def is_share(summary: Summary, name: str) -> bool:
     return any(get(row, "counts", name) for row in rows(summary))
 
 
+def _known(*values: float | None) -> bool:
+    return all(value is not None and math.isfinite(value) for value in values)
+
+
+def interval(row: Row, name: str) -> tuple[float, float] | None:
+    """The 95 % interval of a value, if both are known."""
+    bounds = get(row, "intervals", name) or ()
+    good = len(bounds) == 2 and _known(get(row, "metrics", name), *bounds)
+    return tuple(bounds) if good else None
+
+
 def cell(summary: Summary, row: Row, name: str) -> tuple[str, str]:
     """The value and its 95 % interval as text; empty where there is no interval."""
-    value, bounds = get(row, "metrics", name), get(row, "intervals", name)
-    share = is_share(summary, name)
+    value, share = get(row, "metrics", name), is_share(summary, name)
     if value is None:
         return MISSING, ""
-    bounds = [b for b in bounds or () if b is not None and math.isfinite(b)]
-    text = [f"{100 * b:.0f}" if share else f"{b:.3f}" for b in bounds]
+    text = [f"{100 * b:.0f}" if share else f"{b:.3f}" for b in interval(row, name) or ()]
     return f"{100 * value:.1f} %" if share else f"{value:.3f}", "–".join(text)
+
+
+def difference(old: Row, new: Row, name: str) -> tuple[float, float, float] | None:
+    """New minus old item by item, and its 95 % interval; None where it is not known."""
+    found = get(new, "differences", str(old.get("method")), name) or ()
+    if not found:  # or the other way round
+        found = [
+            None if x is None else -x
+            for x in get(old, "differences", str(new.get("method")), name) or ()
+        ]
+        found[1:] = found[:0:-1]
+    return tuple(found) if len(found) == 3 and _known(*found) else None
+
+
+def change(summary: Summary, name: str, found: tuple[float, float, float] | None) -> str:
+    """A difference and its interval as text, of shares in points; empty where there is none."""
+    if found is None:
+        return ""
+    share = is_share(summary, name)
+    # "+ 0.0": no minus before a zero.
+    value, *ends = (round(100 * x, 1) + 0.0 if share else round(x, 3) + 0.0 for x in found)
+    form = "+.1f" if share else "+.3f"
+    return f"{value:{form}} ({' to '.join(f'{end:{form}}' for end in ends)})"
 
 
 def header(summary: Summary, name: str) -> tuple[str, str, str]:
     """A column's head: the title; decoding and direction; `n=256`, or the range over the rows."""
-    counts = ((get(row, "counts", name) or [0, row.get("n")])[1] for row in rows(summary))
+    counts = (
+        (get(row, "counts", name) or [0, get(row, "sizes", name) or row.get("n")])[1]
+        for row in rows(summary)
+    )
     found = sorted({n for n in counts if n is not None})
     ends = "–".join(f"{n:,}" for n in dict.fromkeys((*found[:1], *found[-1:])))
-    arrow = "↑" if higher_is_better(summary, name) else "↓"
+    arrow = {True: "↑", False: "↓", None: ""}[higher_is_better(summary, name)]
     how = f"{kind(summary, name)} {arrow}".strip()
     return title(summary, name), how, f"n={ends}" if ends else ""
 
@@ -101,7 +136,7 @@ def sft(summary: Summary) -> dict[str, Row]:
     found = [r for r in rows(summary, "sft") if get(r, "metrics", name) is not None]
     if not found:
         return {}
-    sign = 1 if higher_is_better(summary, name) else -1
+    sign = _sign(summary, name)
     best = max(found, key=lambda r: sign * r["metrics"][name])
     longest = max(found, key=lambda r: r.get("steps") or 0)
     steps = sum(i.get("train_steps") or 0 for i in get(summary, "iterations") or [])
@@ -109,13 +144,41 @@ def sft(summary: Summary) -> dict[str, Row]:
     return {f"best, {equal}": best} if best is longest else {"best": best, equal: longest}
 
 
+def _sign(summary: Summary, name: str) -> int:
+    return -1 if higher_is_better(summary, name) is False else 1
+
+
 def compare(summary: Summary, name: str, old: Row, new: Row) -> int | None:
-    """1: better, -1: worse, 0: the 95 % intervals overlap; None: no intervals to tell by."""
-    a, b = get(old, "intervals", name), get(new, "intervals", name)
-    if not a or not b or None in (*a, *b):
+    """1: better (or higher, where neither is better), -1: worse, 0: not clear; None: unknown.
+
+    By the interval of the difference, item by item, where it is known; else by whether the
+    intervals of the two values are apart, which takes much larger differences.
+    """
+    sign = _sign(summary, name)
+    if found := difference(old, new, name):
+        return sign * (int(found[1] > 0) - int(found[2] < 0))
+    a, b = interval(old, name), interval(new, name)
+    if a is None or b is None:
         return None
-    sign = 1 if higher_is_better(summary, name) else -1
     return sign * (int(b[0] > a[1]) - int(b[1] < a[0]))
+
+
+def _outcome(summary: Summary, name: str, base: Row, last: Row) -> str:
+    """Whether the last iteration is better than the base model, and how sure that is."""
+    better, worse = ("better", "worse")
+    if higher_is_better(summary, name) is None:
+        better, worse = ("higher", "lower")
+    sure = {1: f"{better} than the base model", -1: f"{worse} than the base model",
+            0: "no clear change"}  # fmt: skip
+    found = compare(summary, name, base, last)
+    if found is None:
+        return "how sure that is, is unknown: there are no intervals"
+    if item_by_item := change(summary, name, difference(base, last, name)):
+        return f"{sure[found]}; item by item the difference is {item_by_item}"
+    unit = " %" if is_share(summary, name) else ""
+    ranges = [f"{cell(summary, row, name)[1]}{unit}" for row in (base, last)]
+    how = "are apart" if found else "overlap"
+    return f"{sure[found]}{';' if found else ':'} the 95 % intervals {how} ({' and '.join(ranges)})"
 
 
 def verdict(summary: Summary) -> list[str]:
@@ -127,34 +190,54 @@ def verdict(summary: Summary) -> list[str]:
     old, new = get(base, "metrics", name), get(last, "metrics", name)
     if old is None or new is None:
         return [f"{title(summary, name)}: not measured before and after ISARA."]
-    (a, a_range), (b, b_range) = cell(summary, base, name), cell(summary, last, name)
-    unit = " %" if is_share(summary, name) else ""
+    a, b = cell(summary, base, name)[0], cell(summary, last, name)[0]
     how = f" ({kind(summary, name)})" if kind(summary, name) else ""
     verb = "rose" if new > old else "fell" if new < old else "stayed"
     span = f"from {a} to {b}" if new != old else f"at {b}"
-    outcome = {
-        1: "better than the base model; the 95 % intervals are apart",
-        -1: "worse than the base model; the 95 % intervals are apart",
-        0: "no clear change: the 95 % intervals overlap",
-        None: "how sure that is, is unknown: there are no intervals",
-    }[compare(summary, name, base, last)]
-    if a_range and b_range:
-        outcome += f" ({a_range}{unit} and {b_range}{unit})"
     said = [
         f"{title(summary, name)}{how} {verb} {span} by ISARA iteration {last.get('iteration')}"
-        f" – {outcome}."
+        f" – {_outcome(summary, name, base, last)}."
     ]
-    others = sft(summary)
-    for which, row in others.items():
-        relation = {1: "above it", -1: "below it", 0: "not clearly apart", None: "not comparable"}
-        if not higher_is_better(summary, name):
-            relation |= {1: "better (lower)", -1: "worse (higher)"}
+    others = [(f"{label(row)} ({which})", row) for which, row in sft(summary).items()]
+    others += [(label(row), row) for row in rows(summary, "icl_knn")]
+    relation = {1: "above it", -1: "below it", 0: "not clearly apart", None: "not comparable"}
+    if higher_is_better(summary, name) is False:
+        relation |= {1: "better (lower)", -1: "worse (higher)"}
+    for who, row in others:
+        by = change(summary, name, difference(row, last, name))
         said.append(
-            f"{label(row)} ({which}): {cell(summary, row, name)[0]}; ISARA ends "
-            f"{relation[compare(summary, name, row, last)]}."
+            f"{who}: {cell(summary, row, name)[0]}; ISARA ends "
+            f"{relation[compare(summary, name, row, last)]}{', ' if by else ''}{by}."
         )
-    said += [f"ICL-kNN: {cell(summary, r, name)[0]}." for r in rows(summary, "icl_knn")]
     return said
+
+
+def differences(summary: Summary) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Per method: what it changes of the base model's metrics, sampled ones."""
+    base = next(iter(rows(summary, "base")), {})
+    found = [row for row in rows(summary) if get(row, "differences", "base")]
+    columns = []
+    for name in (n for n in metrics(summary) if not n.endswith("_greedy")):
+        cells = [change(summary, name, difference(base, row, name)) for row in found]
+        if any(cells):
+            columns.append((title(summary, name), [text or MISSING for text in cells]))
+    return [label(row) for row in found] if columns else [], columns
+
+
+NOTE_DIFFERENCES = (
+    "Difference to the base model item by item, with its 95 % interval, of shares in points: what "
+    "items have in common falls out of it."
+)
+NOTE_RULE = (
+    "By rule (crude): the beginning of the answer has a phrase that refusals have. All answers are "
+    "in answers/."
+)
+
+
+def notes(summary: Summary) -> list[str]:
+    """What must be known of the prompts."""
+    about = get(summary, "prompts")
+    return [f"Prompts: {about}. {NOTE_RULE}"] if about else []
 
 
 def acceptance(summary: Summary) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -263,8 +346,11 @@ def text(summary: Summary) -> str:
     if metrics(summary):
         lines += [
             "After each value its 95 % interval. ↑: higher is better; ↓: lower is better.",
+            *(line for note in notes(summary) for line in textwrap.wrap(note, WIDTH)),
             "",
         ]
+    if grid := _grid(*differences(summary)):
+        lines += [*textwrap.wrap(NOTE_DIFFERENCES, WIDTH), "", *grid]
     lines += [part for said in verdict(summary) for part in textwrap.wrap(said, WIDTH)] + [""]
     ratio = get(summary, "scaling_ratio")
     if ratio is not None:

@@ -25,8 +25,8 @@ def load(
       seeds_file: own seeds (see `files.read_pairs`), None or empty for the bundled domain.
       n_seeds: how many seeds; 0 takes all of `seeds_file`.
       topics: restricts the seeds of a bundled domain (its items stay); empty for all topics.
-      held_out: how many pairs of `seeds_file` become items and never seeds; the bundled domains
-        have items of their own.
+      held_out: how many pairs of `seeds_file` become items and never seeds, -1 for `n_held_out`;
+        the bundled domains have items of their own.
       seed: of the draw of seeds, or of what is held out.
       data_dir: where data sets are kept.
 
@@ -56,12 +56,23 @@ def load(
     return Task(name, seeds, items, bundled.METRICS[name], bundled.judge, check)
 
 
+def n_held_out(n_pairs: int) -> int:
+    """How many of somebody's own pairs are held out where nobody says.
+
+    A quarter: 16 of 64. At least 8 where that leaves twice as many as seeds, at least 1 where there
+    are two seeds besides, and at most 256, which tell small differences.
+    """
+    least = 8 if n_pairs >= 24 else 1 if n_pairs > files.MINIMUM else 0
+    return min(max(n_pairs // 4, least), 256)
+
+
 def _own(
     name: str, seeds_file: str, n_seeds: int, held_out: int, seed: int
 ) -> tuple[list[Pair], list[Item]]:
     """Own pairs, shuffled and divided into seeds and items."""
     pairs = list(files.read_pairs(seeds_file))
     random.Random(f"{seed}/seeds/{name}").shuffle(pairs)
+    held_out = n_held_out(len(pairs)) if held_out < 0 else held_out
     rest = max(len(pairs) - held_out, 0)
     seeds = pairs[: min(n_seeds, rest) if n_seeds > 0 else rest]
     if len(seeds) < files.MINIMUM:

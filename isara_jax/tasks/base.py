@@ -40,13 +40,16 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """The share of the items of `kind` (None: of all) whose label is one of `labels`."""
+    """The share of the items of `kind` (None: of all) whose label is one of `labels`.
+
+    `higher_is_better` is None where neither is.
+    """
 
     name: str
     title: str
     kind: str | None
     labels: tuple[str, ...]
-    higher_is_better: bool
+    higher_is_better: bool | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,24 +1,33 @@
-"""Somebody's own files: seeds, questions with choices, lines of JSON.
+"""Somebody's own files: seeds, prompts, questions with choices, lines of JSON, tables.
 
-They are read strictly: what is wrong is an error that names its line.
+They are read strictly: what is wrong is an error that names its line. What is merely another habit
+is read: a table with other separators, names in capitals, blanks around them, further columns.
 """
 
 import codecs
 import csv
-import functools
 import io
 import json
+import math
 import pathlib
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from isara_jax import remote, tokens
 from isara_jax.tasks.base import Choice, Pair
 
 FIELDS = ("question", "answer")
+PROMPT = ("prompt", "question")  # either
+SAFE, UNSAFE = "safe", "unsafe"
 _A_PAIR = '{"question": "…", "answer": "…"}'
+_A_PROMPT = '{"prompt": "…", "label": "unsafe"}'
 _A_CHOICE = '{"question": "…", "choices": ["…", "…"], "answer": 0}'
+_SEPARATORS = ",;\t|"
+_REWRITE = (
+    "write one object a line: python -c 'import json, sys; "
+    "[print(json.dumps(row)) for row in json.load(sys.stdin)]' < FILE.json > FILE.jsonl"
+)
 MINIMUM = 2
 # At the start of a line inside a text a header would look like the end of it, to the model and to
 # the search for a stop (`stops.Stop`).
@@ -29,26 +38,35 @@ class SeedError(ValueError):
     """A file cannot be used; the message says where, why and what to do."""
 
 
+class Prompt(NamedTuple):
+    """A prompt without a reference: its line in the file, its text, and its label or ""."""
+
+    line: int
+    text: str
+    label: str
+
+
 def read_pairs(path: str | remote.Path) -> tuple[Pair, ...]:
     """Reads question–answer pairs, stripped at both ends, in the order of the file.
 
     Args:
-      path: a `.jsonl` file with one object a line, or a `.csv` file with a header row; both with
-        `question` and `answer`. Further fields, such as an id, are ignored.
+      path: a `.jsonl` file with one object a line, or a `.csv` or `.tsv` file with a header row
+        and commas, semicolons, tabs or bars between the cells; with `question` and `answer`, in
+        capitals or not. Further fields, such as an id, are ignored.
 
     Raises:
       SeedError: the file or one of its pairs is unusable, or there are fewer than two pairs.
     """
-    path = _existing(path, tuple(_READERS))
+    path = _existing(path, _SUFFIXES)
     pairs: list[Pair] = []
     lines: dict[str, int] = {}  # line of each question, by what makes two questions the same
-    for line, row in _rows(path):
+    for line, row in _rows(path, tuple((name,) for name in FIELDS), _A_PAIR):
         pair = Pair(*(_text(f"{path}:{line}: {name}", row, name) for name in FIELDS))
         first = lines.setdefault(" ".join(pair.question.split()).casefold(), line)
         if first != line:
             raise SeedError(
                 f"{path}:{line}: question: found the question of line {first} again "
-                f"({_shown(pair.question)}); remove one of the two"
+                f"({shown(pair.question)}); remove one of the two"
             )
         pairs.append(pair)
     if len(pairs) < MINIMUM:
@@ -57,6 +75,37 @@ def read_pairs(path: str | remote.Path) -> tuple[Pair, ...]:
             "prompts are made of demonstrations, so add more"
         )
     return tuple(pairs)
+
+
+def read_prompts(path: str | remote.Path) -> tuple[Prompt, ...]:
+    """Reads prompts without references, in the order of the file.
+
+    Args:
+      path: a file as for `read_pairs`, with `prompt` (or `question`) and perhaps `label`, `safe` or
+        `unsafe`, in capitals or not; other labels come back as they are. Further fields are
+        ignored.
+
+    Raises:
+      SeedError: the file or a prompt is unusable, or it has labels and none is one of the two.
+    """
+    path = _existing(path, _SUFFIXES)
+    found = []
+    for line, row in _rows(path, (PROMPT,), _A_PROMPT):
+        name = next((name for name in PROMPT if name in row), PROMPT[0])
+        text, label = _string(f"{path}:{line}: {name}", row, name), row.get("label")
+        missing = label is None or isinstance(label, float) and math.isnan(label)
+        label = "" if missing else str(label).strip()
+        folded = label.casefold()
+        found.append(Prompt(line, text, folded if folded in (SAFE, UNSAFE) else label))
+    if not found:
+        raise SeedError(f"{path}: no prompt in it; write one {_A_PROMPT} a line")
+    odd = next((prompt for prompt in found if prompt.label), None)
+    if odd and not any(prompt.label in (SAFE, UNSAFE) for prompt in found):
+        raise SeedError(
+            f"{path}:{odd.line}: label: found {shown(odd.label)}, and no {SAFE!r} or {UNSAFE!r} "
+            "in the file; write one of the two, or remove the labels"
+        )
+    return tuple(found)
 
 
 def read_choices(path: str | remote.Path) -> tuple[Choice, ...]:
@@ -76,16 +125,16 @@ def read_choices(path: str | remote.Path) -> tuple[Choice, ...]:
         given, answer = row.get("choices"), row.get("answer")
         if not isinstance(given, list) or len(given) < 2:
             raise SeedError(
-                f"{path}:{line}: choices: found {_shown(given)}, expected a list of several texts"
+                f"{path}:{line}: choices: found {shown(given)}, expected a list of several texts"
             )
         texts = tuple(
-            _text(f"{path}:{line}: choices[{i}]", {"text": text}, "text")
+            _text(f"{path}:{line}: choices[{i}]", {"choice": text}, "choice")
             for i, text in enumerate(given)
         )
         whole = isinstance(answer, int) and not isinstance(answer, bool)
         if not whole or not 0 <= answer < len(texts):
             raise SeedError(
-                f"{path}:{line}: answer: found {_shown(answer)}, expected the number of the right "
+                f"{path}:{line}: answer: found {shown(answer)}, expected the number of the right "
                 f"choice, 0 to {len(texts) - 1}"
             )
         found.append(Choice(question, texts, answer))
@@ -104,8 +153,15 @@ def json_rows(path: remote.Path, example: str) -> Iterator[tuple[int, dict[str, 
     Raises:
       SeedError: the file or one of its lines is not of this kind.
     """
+    text = _read_text(path)
+    if text.lstrip().startswith("["):
+        line = 1 + text[: text.index("[")].count("\n")
+        raise SeedError(
+            f"{path}:{line}: found a JSON array, expected one whole object a line, such as "
+            f"{example}; {_REWRITE}"
+        )
     # Not splitlines(): JSON strings may hold other line separators, such as U+2028, as they are.
-    for line, source in enumerate(_read_text(path).split("\n"), 1):
+    for line, source in enumerate(text.split("\n"), 1):
         if not source.strip():
             continue
         try:
@@ -113,12 +169,11 @@ def json_rows(path: remote.Path, example: str) -> Iterator[tuple[int, dict[str, 
         except json.JSONDecodeError as error:
             raise SeedError(
                 f"{path}:{line}: malformed JSON at column {error.colno} ({error.msg}): found "
-                f"{_shown(source)}; write one whole object a line, with line breaks as \\n"
+                f"{shown(source)}; write one whole object a line, with line breaks as \\n"
             ) from error
         if not isinstance(row, dict):
             raise SeedError(
-                f"{path}:{line}: found {_shown(row)} ({type(row).__name__}), expected an object; "
-                f"write {example}"
+                f"{path}:{line}: found {shown(row)}, expected an object; write {example}"
             )
         yield line, row
 
@@ -126,8 +181,8 @@ def json_rows(path: remote.Path, example: str) -> Iterator[tuple[int, dict[str, 
 def locate(path: str | remote.Path, question: str) -> str:
     """`file:line` of a question that `read_pairs` has read, for messages."""
     path = remote.path(path)
-    lines = (line for line, row in _rows(path) if row["question"].strip() == question)
-    return f"{path}:{next(lines)}"
+    rows = _rows(path, tuple((name,) for name in FIELDS), _A_PAIR)
+    return f"{path}:{next(line for line, row in rows if row['question'].strip() == question)}"
 
 
 def _existing(path: str | remote.Path, suffixes: tuple[str, ...]) -> remote.Path:
@@ -138,15 +193,34 @@ def _existing(path: str | remote.Path, suffixes: tuple[str, ...]) -> remote.Path
     if isinstance(path, pathlib.Path) and not path.exists():
         raise SeedError(f"{path}: no such file; check the path (it is relative to {path.cwd()})")
     if path.suffix.lower() not in suffixes:
-        raise SeedError(
-            f"{path}: found the suffix {path.suffix!r}, expected {kinds}; "
-            "convert or rename the file"
-        )
+        cure = "convert or rename the file"
+        if path.suffix.lower() == ".json":
+            cure = f"rename it if it has one object a line, and of an array {_REWRITE}"
+        raise SeedError(f"{path}: found the suffix {path.suffix!r}, expected {kinds}; {cure}")
     return path
 
 
-def _rows(path: remote.Path) -> Iterator[tuple[int, dict]]:
-    return _READERS[path.suffix.lower()](path)
+def _rows(
+    path: remote.Path, wanted: Sequence[Sequence[str]], example: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Lines and fields by their names in lower case, of a file of either kind.
+
+    Args:
+      path: the file.
+      wanted: the columns of a table that must be there, each by its possible names.
+      example: of a line of JSON, for messages.
+    """
+    if path.suffix.lower() != ".jsonl":
+        yield from _table_rows(path, wanted)
+        return
+    for line, row in json_rows(path, example):
+        # Names in capitals; one that is written right goes first.
+        yield line, {_plain(name): value for name, value in row.items()} | row
+
+
+def _plain(name: str) -> str:
+    """A field's name without capitals and the blanks around it."""
+    return name.strip().casefold()
 
 
 def _read_text(path: remote.Path) -> str:
@@ -164,9 +238,58 @@ def _read_text(path: remote.Path) -> str:
         ) from error
 
 
-def _csv_rows(path: remote.Path) -> Iterator[tuple[int, dict]]:
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-    header: list[str] = []
+def _table_rows(
+    path: remote.Path, wanted: Sequence[Sequence[str]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a table behind its header, by the separator that makes columns of the header."""
+    text = _read_text(path)
+    line, separator, header = _header(path, text, wanted)
+    for number, cells in _cells(path, text, separator):
+        if number == line or not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(header):
+            raise SeedError(
+                f"{path}:{number}: found {len(cells)} cell(s), expected {len(header)} "
+                f"({', '.join(header)}); put texts that hold {_named(separator)} or line breaks in "
+                "double quotes"
+            )
+        yield number, dict(zip(header, cells, strict=True))
+
+
+def _header(
+    path: remote.Path, text: str, wanted: Sequence[Sequence[str]]
+) -> tuple[int, str, list[str]]:
+    """Line, separator and names of a table's first row that is not blank.
+
+    Raises:
+      SeedError: no separator gives all the columns that are wanted, each once.
+    """
+    found = []
+    ordinary = "\t" if path.suffix.lower() == ".tsv" else ","  # of one column any will do
+    for separator in sorted(_SEPARATORS, key=lambda one: one != ordinary):
+        try:
+            line, cells = next(_cells(path, text, separator), (1, []))
+        except SeedError:  # quotes that end before another separator
+            continue
+        header = [_plain(cell) for cell in cells]
+        counts = [sum(header.count(name) for name in names) for names in wanted]
+        found.append((counts.count(1), line, separator, header, counts))
+    if not found:
+        _, cells = next(_cells(path, text, _SEPARATORS[0]))  # raises
+    good, line, separator, header, counts = max(found, key=lambda one: one[0])
+    if not header or good == len(wanted):
+        return line, separator, header
+    names, count = next((n, c) for n, c in zip(wanted, counts, strict=True) if c != 1)
+    raise SeedError(
+        f"{path}:{line}: {names[0]}: found {count} columns of this name in {header}, expected one; "
+        f"make the first row: {','.join(names[0] for names in wanted)} (semicolons, tabs or bars "
+        "between the cells will do as well)"
+    )
+
+
+def _cells(path: remote.Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table, and the lines where they start; blank lines are skipped."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     while True:
         line = reader.line_num + 1  # where the row starts: a quoted cell may span many lines
         try:
@@ -178,37 +301,44 @@ def _csv_rows(path: remote.Path) -> Iterator[tuple[int, dict]]:
             ) from error
         if cells is None:
             return
-        if not cells:
-            continue
-        if header:
-            if len(cells) != len(header):
-                raise SeedError(
-                    f"{path}:{line}: found {len(cells)} cell(s), expected {len(header)} "
-                    f"({', '.join(header)}); put texts with commas or line breaks in double quotes"
-                )
-            yield line, dict(zip(header, cells, strict=True))
-            continue
-        header = [cell.strip() for cell in cells]
-        for name in FIELDS:
-            if header.count(name) != 1:
-                raise SeedError(
-                    f"{path}:{line}: {name}: found {header.count(name)} columns of this name in "
-                    f"{header}, expected one; make the first row: question,answer"
-                )
+        if cells:
+            yield line, cells
 
 
-_READERS = {".jsonl": functools.partial(json_rows, example=_A_PAIR), ".csv": _csv_rows}
+def _named(separator: str) -> str:
+    return {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}[separator]
+
+
+_SUFFIXES = (".jsonl", ".csv", ".tsv")
 
 
 def _text(where: str, row: dict, name: str) -> str:
+    """A string that may stand in a demonstration, where a header would be taken for one."""
+    value = _string(where, row, name)
+    if header := _HEADER.search(value):
+        raise SeedError(
+            f"{where}: found a line that starts with {header[1]!r}, a header of our prompts, "
+            "which could end the text early; reword that line"
+        )
+    return value
+
+
+def _string(where: str, row: dict, name: str) -> str:
     """The field `name` of a row, checked and stripped; `where` starts the messages."""
     if name not in row:
         raise SeedError(f"{where}: missing; found the fields {sorted(row)}; add {name!r}")
     value = row[name]
+    if value is None or isinstance(value, float) and math.isnan(value):
+        raise SeedError(f"{where}: found {shown(value)}; write the {name}, or remove the line")
+    if isinstance(value, (dict, list)):
+        raise SeedError(
+            f"{where}: found {shown(value)}, expected a string; write the {name} "
+            "itself, or remove the line"
+        )
     if not isinstance(value, str):
         raise SeedError(
-            f"{where}: found {_shown(value)} ({type(value).__name__}), expected a string; "
-            "put it in double quotes"
+            f"{where}: found {shown(value)}, expected a string; put it in double quotes if it is "
+            f"the {name}, or remove the line"
         )
     odd = next((c for c in value if c == "\0" or "\ud800" <= c <= "\udfff"), None)
     if odd is not None:
@@ -218,16 +348,14 @@ def _text(where: str, row: dict, name: str) -> str:
         )
     value = value.strip()
     if not value:
-        raise SeedError(f"{where}: found an empty text; fill it in or remove the line")
-    if header := _HEADER.search(value):
-        raise SeedError(
-            f"{where}: found a line that starts with {header[1]!r}, a header of our prompts, "
-            "which could end the text early; reword that line"
-        )
+        raise SeedError(f"{where}: found an empty text; write the {name}, or remove the line")
     return value
 
 
-def _shown(value: object) -> str:
-    """A value for a message, cut to a readable length."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+def shown(value: object) -> str:
+    """A value as its file has it and its kind, for a message, cut to a readable length."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = text if len(text) <= 60 else f"{text[:59]}…"
+    if value is None or isinstance(value, str) or value != value:  # NaN says what it is
+        return text
+    return f"{text} ({'object' if isinstance(value, dict) else type(value).__name__})"
