@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from isara_jax import config, decode, iteration, packing, sampling, setup, storage, tokens
+from isara_jax import config, decode, iteration, mesh, packing, sampling, setup, storage, tokens
 from isara_jax.evaluate import answers
 from isara_jax.executables import Executables
 from isara_jax.testbed import oracle, personas, world
@@ -89,6 +89,7 @@ def gate(domain: str, shots: int, data_dir: pathlib.Path) -> dict[str, dict[str,
 
 def run() -> None:
     """Prints the shares of all domains."""
+    mesh.check_platforms()
     with storage.scratch() as folder:
         for domain in world.DOMAINS:
             for name, shares in gate(domain, _SHOTS.value, folder).items():
