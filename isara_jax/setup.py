@@ -91,7 +91,6 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
       ValueError: the first thing that cannot work, by file and line or by field.
     """
     retrieval.check(c.retrieval.backend)
-    mesh_lib.check_platforms()
     _check_callbacks()
     task = load_task(c, data_dir)
     base = read_base(c)
