@@ -516,6 +516,15 @@ def test_load_own_seeds(tmp_path):
             load(n_seeds, held_out)
 
 
+def test_a_quarter_is_held_out_where_nobody_says(tmp_path):
+    """Intervals of 8 items are wide; of few pairs most are needed as seeds."""
+    found = [tasks.n_held_out(n) for n in (2, 3, 4, 7, 12, 23, 24, 32, 33, 64, 100, 5000)]
+    assert found == [0, 1, 1, 1, 3, 5, 8, 8, 8, 16, 25, 256]
+    path = str(write(tmp_path, "mine.jsonl", lines(*map(pair, range(64)))))
+    task = tasks.load("mine", path, 0, (), -1, 0, tmp_path / "data")
+    assert (len(task.seeds), len(task.items)) == (48, 16)
+
+
 def test_load_refuses(tmp_path):
     """Unknown names, too few seeds, and settings that would be ignored are errors."""
     path = str(write(tmp_path, "mine.jsonl", GOOD))

@@ -37,9 +37,10 @@ def read(
 ) -> Prompts:
     """Reads, chooses and encodes `evaluation.prompts`; the pairs stay on the host.
 
-    Passed over are prompts that are seeds, that are too long for the model with an answer, and,
-    where some are labelled safe or unsafe, all others. Of the rest `evaluation.n` are drawn, the
-    same for every seed of the run, as many safe as unsafe ones where there are.
+    Passed over are prompts that are seeds, that do not survive tokenization, that are too long for
+    the model with an answer, and, where some are labelled safe or unsafe, all others. Of the rest
+    `evaluation.n` are drawn, the same for every seed of the run, as many safe as unsafe ones where
+    there are.
 
     Args:
       c: the configuration, `answer.max_tokens` included.
@@ -49,51 +50,54 @@ def read(
       limit: the model's positions.
 
     Raises:
-      ValueError: the file is unusable, a prompt does not survive tokenization, or none is left.
+      ValueError: the file is unusable, or no prompt is left.
     """
     path, new = c.evaluation.prompts, c.answer.max_tokens
     room = limit - new - template.overhead(0)
     found = files.read_prompts(path)
     labelled = any(prompt.label for prompt in found)
     passed: dict[str, list[files.Prompt]] = {}
-    kept, ids = [], {}
+    kept: dict[files.Prompt, list[int]] = {}
     for prompt in found:
-        ids[prompt] = _encode(vocabulary, prompt, path)
+        ids = _encode(vocabulary, prompt.text)
         if labelled and prompt.label not in (files.SAFE, files.UNSAFE):
             reason = f"labelled {prompt.label!r}" if prompt.label else "without a label"
         elif prompt.text in seeds:
             reason = "seeds themselves"
-        elif len(ids[prompt]) > room:
-            reason = f"of more than {room} tokens, which leave no room for {new} of an answer"
+        elif ids is None:
+            reason = "with characters that the tokenizer changes"
+        elif len(ids) > room:
+            reason = f"of more than {room} tokens, too long for the model with {new} of an answer"
         else:
-            kept.append(prompt)
+            kept[prompt] = ids
             continue
         passed.setdefault(reason, []).append(prompt)
-    about = [f"{len(some)} {reason} (line {some[0].line})" for reason, some in passed.items()]
+    about = [
+        f"{len(some):,} {reason} ({'the first in ' * (len(some) > 1)}line {some[0].line})"
+        for reason, some in passed.items()
+    ]
     if not kept:
         raise config.ConfigError(
-            f"{path}: of {len(found)} prompts none is left: {'; '.join(about)}; give others, or "
-            "lower config.answer.max_tokens"
+            f"{path}: of {len(found)} prompts none is left: {', '.join(about)}; give others, or "
+            "lower config.answer.max_tokens if they are too long"
         )
-    chosen = _draw(kept, c.evaluation.n)
-    rows = [ids[prompt] for prompt in chosen]
+    chosen = _draw(list(kept), c.evaluation.n)
+    rows = [kept[prompt] for prompt in chosen]
     sizes = np.asarray([len(row) for row in rows], np.int32)
     nothing = np.zeros((len(rows), new), np.int32), np.zeros(len(rows), np.int32)
     return Prompts(
         packing.Pairs(lengths.pad(rows, int(sizes.max())), sizes, *nothing),
         tuple(base.Item(prompt.text, "", prompt.label, "all") for prompt in chosen),
-        "; passed over: ".join(
-            [_counted(path, chosen, len(found)), *filter(None, [", ".join(about)])]
-        ),
+        _counted(path, chosen, len(found)) + (f"; passed over: {', '.join(about)}" * bool(about)),
     )
 
 
-def _encode(vocabulary: tokens.Vocabulary, prompt: files.Prompt, path: str) -> tuple[int, ...]:
-    """A prompt as tokens, with the space that follows its header."""
+def _encode(vocabulary: tokens.Vocabulary, text: str) -> list[int] | None:
+    """A prompt as tokens, with the space that follows its header; None where it would change."""
     try:
-        return tuple(vocabulary.encode(f" {prompt.text}"))
-    except ValueError as error:
-        raise ValueError(f"{path}:{prompt.line}: {error}") from error
+        return vocabulary.encode(f" {text}")
+    except ValueError:
+        return None
 
 
 def _draw(prompts: Sequence[files.Prompt], n: int) -> list[files.Prompt]:
