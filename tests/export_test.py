@@ -339,10 +339,7 @@ def test_the_card_says_where_other_metrics_are_from(exported):
     assert of.pop("mc1") == "truthful.jsonl: multiple choice"
     assert of.pop("refused") == "asked.csv: prompts"
     assert set(of.values()) == {"safety: held-out questions"}
-    assert (
-        "held-out questions, MC1 on the multiple-choice questions of `truthful.jsonl`, prompts: 9 of"
-        in text
-    )
+    assert "MC1 on the multiple-choice questions of `truthful.jsonl`, prompts: 9 of" in text
     assert "/home" not in text
 
 
