@@ -128,7 +128,7 @@ class Evaluation:
     judges: tuple[str, ...] = ()  # folders of models that judge: classifiers, scores, yes or no
     judge_prompts: tuple[str, ...] = ()  # with {question} and {answer}; empty: as they were trained
     judge_tokens: int = 512  # of the text a judge reads
-    prompts: str = ""  # a file of prompts, labelled safe or unsafe or not, for refusals by rule
+    prompts: str = ""  # a .jsonl, .csv or .tsv of prompts, safe, unsafe or unlabelled: refusals
     choices: str = ""  # a .jsonl of questions with choices and the number of the right one, for MC1
 
 
