@@ -24,7 +24,7 @@ from absl import app, flags
 
 from isara_jax import command, config, mesh, models, packing, pretrained, setup, tokens, train
 from isara_jax.embed import centre
-from isara_jax.evaluate import answers
+from isara_jax.evaluate import answers, scores
 from isara_jax.executables import Executables
 from isara_jax.tasks import files
 
@@ -185,12 +185,9 @@ def _mean(found: np.ndarray) -> float:
 
 
 def _paired(old: np.ndarray, new: np.ndarray) -> str:
-    """Difference of the token-weighted means over the same answers, and its normal interval."""
-    weight = old[:, 1] / old[:, 1].mean()
-    each = new[:, 0] / new[:, 1] - old[:, 0] / old[:, 1]
-    mean = float(np.mean(weight * each))
-    spread = 1.96 * float(np.std(weight * (each - mean), ddof=1)) / math.sqrt(len(each))
-    return f"{mean:+.3f} ({mean - spread:+.3f} to {mean + spread:+.3f})"
+    """Difference of the token-weighted means over the same answers, and its interval."""
+    value, (low, high) = scores.ratio(new[:, 0] - old[:, 0], old[:, 1])
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def sft() -> None:

@@ -19,20 +19,24 @@ def parse(argv: list[str]) -> list[str]:
       config.UserError: an unknown flag or field, a value of the wrong type, or a config file that
         cannot be used.
     """
-    file = _config_file(argv) if "config" in flags.FLAGS else None
-    if file is not None:
-        _check_file(file)
+    file = None
+    if "config" in flags.FLAGS:
         _check_fields(argv)
+        file = _config_file(argv)
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         _refuse(f"--{error.flagname}", _known())
-    except flags.Error as error:
-        raise config.UserError(endings.one_line(error)) from error
     except Exception as error:
+        # A TypeError in a config file comes inside of absl's own, with its traceback as text.
+        found = error
+        while isinstance(found.__context__, TypeError):
+            found = found.__context__
+        if isinstance(found, flags.Error):
+            raise config.UserError(endings.one_line(found)) from error
         if file is None:
             raise
-        raise config.UserError(_raised(file, error)) from error
+        raise config.UserError(_raised(file, found)) from error
 
 
 def check(
@@ -44,7 +48,11 @@ def check(
         raise config.UserError(f"found {list(given) or 'no arguments'}; usage: {usage}")
     for name in needs:
         if flags.FLAGS[name].value in (None, ""):
-            raise config.UserError(f"--{name} is missing. It is: {flags.FLAGS[name].help}")
+            _miss(name)
+
+
+def _miss(name: str) -> NoReturn:
+    raise config.UserError(f"--{name} is missing. It is: {flags.FLAGS[name].help}")
 
 
 def _flags_of(argv: Sequence[str]) -> Iterator[tuple[str, str | None, str]]:
@@ -57,18 +65,19 @@ def _flags_of(argv: Sequence[str]) -> Iterator[tuple[str, str | None, str]]:
 
 
 def _config_file(argv: Sequence[str]) -> str | None:
-    """What `--config` names, without what stands behind a colon."""
-    found = None
-    for name, value, following in _flags_of(argv):
-        if name == "config":
-            found = following if value is None else value
-    return None if found is None else found.split(":", 1)[0]
-
-
-def _check_file(name: str) -> None:
+    """The file that `--config` names, which is there; what stands behind a colon is for it."""
+    found = list(_flags_of(argv))
+    given = [
+        following if value is None else value for n, value, following in found if n == "config"
+    ]
+    if not any(given):
+        if given or any(n.startswith(("config.", "noconfig.")) for n, _, _ in found):
+            _miss("config")
+        return None
+    name = given[-1].split(":", 1)[0]
     path = pathlib.Path(name)
-    if not name or path.is_file():
-        return
+    if path.is_file():
+        return name
     there = [
         str(p) for folder in (path.parent, "configs") for p in pathlib.Path(folder).glob("*.py")
     ]

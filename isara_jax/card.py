@@ -76,12 +76,21 @@ def front_matter(about: About) -> str:
     last = table.last_isara(about.summary) or {}
     task = str(table.get(about.summary, "task"))
     held_out = {"dataset_type": task, "dataset_name": f"{task}: held-out questions"}
-    file = _choices_file(about)
-    of_choices = {"dataset_type": file.stem, "dataset_name": f"{file.name}: multiple choice"}
+
+    def data(name: str) -> dict[str, str]:
+        """What a metric is measured on."""
+        if name == choices.MC1:
+            file = _file(about.config.evaluation.choices)
+            return {"dataset_type": file.stem, "dataset_name": f"{file.name}: multiple choice"}
+        if _on_prompts(about, name):
+            file = _file(about.config.evaluation.prompts)
+            return {"dataset_type": file.stem, "dataset_name": f"{file.name}: prompts"}
+        return held_out
+
     results = [
         huggingface_hub.EvalResult(
             task_type="text-generation",
-            **(of_choices if name == choices.MC1 else held_out),
+            **data(name),
             metric_type=name,
             metric_name=" ".join(table.header(about.summary, name)[:2]),
             metric_value=table.get(last, "metrics", name),
@@ -101,9 +110,13 @@ def front_matter(about: About) -> str:
     return data.to_yaml()
 
 
-def _choices_file(about: About) -> pathlib.PurePath:
-    """What MC1 is measured on, without the folders of this machine."""
-    return pathlib.PurePath(pathlib.PurePath(about.config.evaluation.choices).name)
+def _file(path: str) -> pathlib.PurePath:
+    """What is measured on, without the folders of this machine."""
+    return pathlib.PurePath(pathlib.PurePath(path).name)
+
+
+def _on_prompts(about: About, name: str) -> bool:
+    return table.get(about.summary, "metrics_info", name, "on") == "prompts"
 
 
 def _repository(name: str) -> str | None:
@@ -180,10 +193,16 @@ def _figures(about: About) -> str:
         shown = (f"{value} ({span})" if span else value for value, span in cells)
         rows.append((" ".join(filter(None, table.header(summary, name))), *shown))
     heads = ["", *map(table.label, found)]
-    names = table.metrics(summary)
-    where = ["on held-out questions"] if set(names) - {choices.MC1} else []
+    names, evaluation = table.metrics(summary), about.config.evaluation
+    on_prompts = {name for name in names if _on_prompts(about, name)}
+    where = ["on held-out questions"] if set(names) - {choices.MC1} - on_prompts else []
     if choices.MC1 in names:
-        where.append(f"MC1 on the multiple-choice questions of `{_choices_file(about).name}`")
+        where.append(f"MC1 on the multiple-choice questions of `{_file(evaluation.choices).name}`")
+    if on_prompts:
+        where.append(
+            f"prompts: {table.get(summary, 'prompts')}; refusals by rule (crude), by phrases at "
+            "the beginning of the answer"
+        )
     lead = (
         f"Measured by isara_jax before the export: {', '.join(where)}; in brackets the 95 % "
         "interval; ↑: higher is better, ↓: lower is better. This is the model of the last "

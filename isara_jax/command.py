@@ -38,7 +38,9 @@ _NOT_HONOURED = {
     "JAX_THREEFRY_PARTITIONABLE": ("", "1", "t", "true", "y", "yes", "on"),
 }
 # Reads XLA_FLAGS as a run does, in a fifth of a second.
-_PROBE = "from jaxlib import xla_client as x; x.CompileOptions().executable_build_options"
+_PROBE = (
+    "from jaxlib import xla_client as x; x.CompileOptions().executable_build_options.debug_options"
+)
 _at_work = False  # everything is imported
 
 
@@ -101,17 +103,17 @@ def start(resumes: bool = False) -> None:
 
 
 def _check_xla_flags() -> None:
-    """Tries them in another process, since XLA aborts at one that it does not know."""
+    """Tries them in another process, since XLA ends this one at a flag that it does not know."""
     if not os.environ.get("XLA_FLAGS"):
         return
     tried = subprocess.run(
         [sys.executable, "-c", _PROBE], capture_output=True, text=True, errors="replace"
     )
-    if tried.returncode < 0:  # else the command itself will say it better
-        said = re.search(r"Unknown flag.*|Couldn't interpret.*", tried.stderr)
+    said = re.search(r"Unknown flag.*|Couldn't interpret.*|Could not open.*", tried.stderr)
+    if tried.returncode and said:
         raise config.UserError(
-            f"XLA_FLAGS={os.environ['XLA_FLAGS']!r}: XLA would abort"
-            f"{f' ({said.group()})' if said else ''}; mend or unset it"
+            f"XLA_FLAGS={os.environ['XLA_FLAGS']!r}: XLA refuses them ({said.group()}); mend or "
+            "unset them"
         )
 
 

@@ -102,7 +102,7 @@ def read_prompts(path: remote.Path) -> list[Prompt]:
         text, where = row.get("prompt"), f"{path}:{line}"
         if not isinstance(text, str):
             raise ValueError(
-                f"{where}: prompt: found {text!r}, a text is expected; write {_A_PROMPT}"
+                f"{where}: prompt: found {files.shown(text)}, a text is expected; write {_A_PROMPT}"
             )
         prompts.append(Prompt(text, where))
     if not prompts:

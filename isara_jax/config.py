@@ -128,7 +128,7 @@ class Evaluation:
     judges: tuple[str, ...] = ()  # folders of models that judge: classifiers, scores, yes or no
     judge_prompts: tuple[str, ...] = ()  # with {question} and {answer}; empty: as they were trained
     judge_tokens: int = 512  # of the text a judge reads
-    prompts: str = ""  # a file of prompts, labelled safe or unsafe or not, for refusals by rule
+    prompts: str = ""  # a .jsonl, .csv or .tsv of prompts, safe, unsafe or unlabelled: refusals
     choices: str = ""  # a .jsonl of questions with choices and the number of the right one, for MC1
 
 
@@ -187,7 +187,7 @@ def user_errors() -> Iterator[None]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'this one'?`, or nothing where none is like it."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, [other for other in known if other != name], n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -209,6 +209,11 @@ def resolve(values: ml_collections.ConfigDict) -> Config:
     Raises:
       ConfigError: an unknown field, a value of the wrong type, or one that makes no sense.
     """
+    if not isinstance(values, ml_collections.ConfigDict):
+        raise ConfigError(
+            f"the config file's get_config() returns {type(values).__name__}; let it change and "
+            "return isara_jax.config.default()"
+        )
     config = _resolve(Config, values.to_dict(), "config")
     _validate(config)
     return config

@@ -131,7 +131,8 @@ class History:
         """What the judge, which the method never sees, says of the accepted pairs."""
         task = self._setup.task
         wanted = {label for m in task.metrics if m.higher_is_better for label in m.labels}
-        held_out = {item.question for item in task.items}
+        prompts = self._setup.prompts.items if self._setup.prompts else ()
+        held_out = {item.question for item in (*task.items, *prompts)}
         valid = [task.check_question(q) for q, _ in kept] if task.check_question else []
         aligned = [task.judge(q, a) in wanted for q, a in kept] if task.judge else []
         return {

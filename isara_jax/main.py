@@ -9,7 +9,7 @@ from isara_jax import command  # isort: skip, sets the environment of what follo
 from absl import flags
 from ml_collections import config_flags
 
-from isara_jax import config, processes, run
+from isara_jax import config, mesh, processes, run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
@@ -27,6 +27,7 @@ _PROCESS_ID = flags.DEFINE_integer(
 def align() -> None:
     """Aligns a model as the flags say."""
     with processes.joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
+        mesh.check_platforms()
         resolved = config.resolve(_CONFIG.value)
         if resolved.compilation_cache:
             command.keep_compiled_programs()

@@ -15,7 +15,7 @@ from isara_jax import config
 
 AXES = ("data", "fsdp", "model")
 BATCH = ("data", "fsdp")  # the axes a batch is spread over
-_PLATFORMS = ("cpu", "cuda", "tpu", "rocm")
+_PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 Shape = tuple[int, int, int]  # devices along the axes
 
 
@@ -27,14 +27,15 @@ def check_platforms() -> None:
     """
     for variable in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
         named = os.environ.get(variable, "")
-        for name in filter(None, named.split(",")):
+        for name in filter(None, map(str.strip, named.split(","))):
             try:
-                jax.local_devices(backend=name.strip())
+                jax.local_devices(backend=name)
             except Exception as error:  # AssertionError, where JAX was installed without it
-                said = " ".join(str(error).split())[:200] or "JAX was installed without it"
+                said = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0]
+                hint = "" if name in _PLATFORMS else config.nearest(name, _PLATFORMS)
                 raise config.UserError(
-                    f"{variable}={named}: no {name} here ({said}){config.nearest(name, _PLATFORMS)}"
-                    f"; set {variable}=cpu, or unset it to use what there is (for others see "
+                    f"{variable}={named}: no {name} here ({said or 'JAX came without it'}){hint}; "
+                    f"set {variable}=cpu, or unset it to use what there is (for others see "
                     "launch/requirements-gpu.txt and -tpu.txt)"
                 ) from error
 

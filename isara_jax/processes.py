@@ -24,7 +24,7 @@ import numpy as np
 from jax._src import distributed  # what processes share by name has no public interface
 from jax.experimental import multihost_utils
 
-from isara_jax import config, endings
+from isara_jax import config, endings, mesh
 
 # After which JAX takes a process for dead that is frozen, or waits no longer for others at the end.
 _HEARTBEAT_SECONDS, _SHUTDOWN_SECONDS = 50, 30
@@ -72,6 +72,7 @@ def joined(
     watch = _Watch()
     with endings.tidied(watch.interrupted):
         try:
+            mesh.check_platforms()  # else the next line would not say which is missing
             if jax.default_backend() == "cpu":
                 _silence_gloo()
             yield

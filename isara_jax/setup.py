@@ -91,7 +91,6 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
       ValueError: the first thing that cannot work, by file and line or by field.
     """
     retrieval.check(c.retrieval.backend)
-    mesh_lib.check_platforms()
     _check_callbacks()
     task = load_task(c, data_dir)
     base = read_base(c)
@@ -135,14 +134,17 @@ def load_task(c: config.Config, data_dir: pathlib.Path) -> tasks.Task:
         c.task.name, c.task.seeds or None, n_seeds, c.task.topics, c.task.held_out, c.seed, data_dir
     )
     answered = task.items or c.evaluation.prompts
+    nothing = f"config.task.held_out={c.task.held_out}"
+    if c.task.held_out < 0:
+        nothing = f"{c.task.seeds} has too few pairs to hold one out ({len(task.seeds)})"
     if c.evaluation.judges and not answered:
         raise config.ConfigError(
-            "config.task.held_out=0: evaluation.judges have no answers to judge; hold out some "
-            "questions, or give evaluation.prompts"
+            f"{nothing}: evaluation.judges have no answers to judge; hold out some questions, or "
+            "give evaluation.prompts"
         )
     if not answered and not c.evaluation.choices:
         raise config.ConfigError(
-            "config.task.held_out=0: there is nothing to report; hold out some questions, or give "
+            f"{nothing}: there is nothing to report; hold out some questions, or give "
             "evaluation.prompts or evaluation.choices"
         )
     return dataclasses.replace(task, items=task.items[: c.evaluation.n or None])

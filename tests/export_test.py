@@ -321,20 +321,25 @@ def test_the_card_says_what_was_measured(exported, form):
     assert str(folder.parent) not in text  # nobody else has these folders
 
 
-def test_the_card_says_where_mc1_is_from(exported):
-    """MC1 is of the file of choices, which is named without its folder, not of held-out pairs."""
+def test_the_card_says_where_other_metrics_are_from(exported):
+    """Of the files of choices and prompts, which are named without their folders."""
     e, summary = exported["llama"], fake()
     summary["metrics_info"]["mc1"] = {"title": "MC1", "higher_is_better": True}
+    summary["metrics_info"]["refused"] = {"title": "Refused", "on": "prompts"}
+    summary["prompts"] = "9 of the 9 in asked.csv"
     for row in summary["rows"]:
-        row["metrics"]["mc1"] = 0.25
-    c = config.resolve(small(e.base, evaluation__choices="/home/me/truthful.jsonl"))
+        row["metrics"] |= {"mc1": 0.25, "refused": 0.5}
+    c = small(e.base, evaluation__choices="/home/me/truthful.jsonl")
+    c.evaluation.prompts = "/home/me/asked.csv"
+    c = config.resolve(c)
     about = card.About("x", "peft", "org/base", pretrained.read(str(e.base)), c, SETTINGS, summary)
     text = card.text(about)
     results = yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"]
     of = {m["type"]: r["dataset"]["name"] for r in results for m in r["metrics"]}
     assert of.pop("mc1") == "truthful.jsonl: multiple choice"
+    assert of.pop("refused") == "asked.csv: prompts"
     assert set(of.values()) == {"safety: held-out questions"}
-    assert "held-out questions, MC1 on the multiple-choice questions of `truthful.jsonl`;" in text
+    assert "MC1 on the multiple-choice questions of `truthful.jsonl`, prompts: 9 of" in text
     assert "/home" not in text
 
 

@@ -251,8 +251,8 @@ LINES = {
     "no JSON": (GOOD + b"prompt", ":2: malformed JSON at column 1"),
     "two objects": (b"\n" + GOOD[:-1] + GOOD, ":2: malformed JSON"),
     "no object": (GOOD + b'"text"\n', ':2: found .*an object; write {"prompt": "..."}'),
-    "no prompt": (GOOD + b'{"text": "a"}\n', ":2: prompt: found None, a text is expected"),
-    "a number": (GOOD + GOOD + b'{"prompt": 3}\n', ":3: prompt: found 3, a text is expected"),
+    "no prompt": (GOOD + b'{"text": "a"}\n', ":2: prompt: found null, a text is expected"),
+    "a number": (GOOD + GOOD + b'{"prompt": 3}\n', ":3: prompt: found 3 .int., a text is expected"),
     "no UTF-8": (GOOD + b'{"prompt": "\xff"}\n', ":2: found the byte 0xff, which is no UTF-8"),
     "empty": (b"\n \n", ": no prompt in it"),
 }

@@ -286,10 +286,12 @@ def test_judges_and_choices_are_columns_of_the_table(yes_or_no, random_model, tm
     rows = [{"question": p["question"], "choices": [p["answer"], "It is 7, as everyone knows."],
              "answer": 0} for p in pairs]  # fmt: skip
     asked.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt|label\nWhy?|safe\nHow?|unsafe\nWhich|safe\nWho?|mixed\n")
     c = small(
         random_model, task__n_seeds=0, task__seeds=str(seeds), task__held_out=4,
         evaluation__judges=(str(folder),), evaluation__choices=str(asked),
-        evaluation__judge_tokens=128,
+        evaluation__judge_tokens=128, evaluation__prompts=str(prompts),
     )  # fmt: skip
     tight = c.copy_and_resolve_references()
     tight.evaluation.judge_tokens = 8
@@ -300,13 +302,24 @@ def test_judges_and_choices_are_columns_of_the_table(yes_or_no, random_model, tm
     with jax.transfer_guard("disallow"):
         start = exe.start(s.seeds)
         scored = held_out.HeldOut(s, exe, answers.Questions(s.held_out, start.pool))
-        (row, examples), again = (scored.score(start.trainable, 0) for _ in range(2))
-    said = f"{folder.name}_yes"
-    assert list(scored.metrics_info()) == [said, f"{said}_greedy", "nll_per_token", "mc1"]
-    assert set(row["metrics"]) == set(scored.metrics_info())
-    assert row["counts"][said][1] == 4 and row["counts"]["mc1"][1] == 9
+        (row, examples, said), again = (scored.score(start.trainable, 0) for _ in range(2))
+    yes, on_prompts = f"{folder.name}_yes", f"{folder.name}_yes_on_prompts"
+    refused = ["refused_unsafe", "refused_safe", "refused_unsafe_greedy", "refused_safe_greedy"]
+    of_prompts = [*refused, on_prompts, f"{on_prompts}_greedy"]
+    info = scored.metrics_info()
+    assert list(info) == [yes, f"{yes}_greedy", "nll_per_token", "mc1", *of_prompts]
+    assert {name for name in info if info[name].get("on") == "prompts"} == {*of_prompts}
+    assert set(row["metrics"]) == set(info)
+    assert [row["counts"][name][1] for name in (*refused[:2], on_prompts)] == [1, 2, 3]
+    assert row["counts"][yes][1] == 4 and row["counts"]["mc1"][1] == 9
     assert {label for _, label in examples} <= {"yes", "no"} and len(examples) == 4
-    assert again == (row, examples)
+    assert again == (row, examples, said)
+    # Every answer with what each judge says, for people and for other judges.
+    lines = [line for line in said if line["decoding"] == "greedy" and line["label"] == "safe"]
+    assert [line["prompt"] for line in lines] == ["Why?", "Which"] and len(said) == 2 * (4 + 3)
+    for line in lines:
+        assert line["verdict"]["rule"] in ("refused", "answered", "empty")
+        assert line["verdict"][folder.name] in ("yes", "no")
     assert set(exe.compiles.values()) == {1}
     assert {f"judge_{folder.name}", "choices_0_shot", "score_0_shot"} <= set(exe.compiles)
 

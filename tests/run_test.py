@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from isara_jax import config, fingerprint, run, setup
+from isara_jax import config, fingerprint, forecast, run, setup
 from isara_jax.executables import Executables
 from tests import environment
 from tests.iteration_test import SAMPLES, SEEDS, small
@@ -129,19 +129,44 @@ def test_an_interrupted_run_continues_where_it_stopped(whole, tmp_path, monkeypa
 
 
 def test_own_seeds_without_a_judge(random_model, tmp_path):
-    """Somebody's own file: the run says that nobody judges, and reports likelihood instead."""
+    """Somebody's own file: nobody judges, so likelihood is reported, and refusals of prompts."""
     seeds = tmp_path / "mine.jsonl"
     rows = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}."} for i in range(12)]
     seeds.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    c = small(random_model, iterations=1, execution="staged")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"How is {i}?"}) + "\n" for i in range(20)))
+    c = small(random_model, iterations=1, execution="staged", evaluation__n=5)
     c.task.name, c.task.seeds, c.task.n_seeds, c.task.held_out = "sums", str(seeds), 0, 4
+    c.evaluation.prompts = str(prompts)
     summary = run.run(config.resolve(c), tmp_path / "run")
     assert (summary["task"], summary["n_seeds"]) == ("sums", 8)
     losses = {row["method"]: row["metrics"]["nll_per_token"] for row in summary["rows"]}
+    assert not any("items" in row for row in summary["rows"])
+    for row in summary["rows"][1:]:
+        value, low, high = row["differences"]["base"]["nll_per_token"]
+        assert value == pytest.approx(losses[row["method"]] - losses["base"]) and low < value < high
+    back, forth = (summary["rows"][i]["differences"] for i in (0, -1))
+    assert back["isara"]["nll_per_token"][0] == -forth["base"]["nll_per_token"][0]
+    assert set(summary["rows"][1]["differences"]) == {"base", "isara"} and set(forth) == {"base"}
     assert set(losses) == {"base", "sft", "icl_knn", "isara"} and all(
         np.isfinite([*losses.values()])
     )
     assert summary["iterations"][0]["valid_questions"] is None
+    assert summary["prompts"] == "5 of the 20 in prompts.jsonl"
+    assert all(row["counts"]["refused"][1] == 5 for row in summary["rows"])
+    scalars = lines(tmp_path / "run" / "metrics.jsonl")
+    assert [("refused_greedy" in line, line["step"]) for line in scalars] == [(True, 0), (True, 1)]
+    folder = tmp_path / "run" / "answers"
+    steps = summary["rows"][1]["steps"]
+    names = {"base.jsonl", "isara_1.jsonl", "icl_knn.jsonl", f"sft_{steps}.jsonl"}
+    assert {file.name for file in folder.iterdir()} == names
+    said = lines(folder / "isara_1.jsonl")
+    assert len(said) == 2 * 5
+    for line in said:
+        assert (line["method"], line["iteration"], line["label"]) == ("isara", 1, None)
+        assert set(line["verdict"]) == {"rule"} and line["prompt"].startswith("How is ")
+    examples = [(e["question"], e["after"]) for e in summary["examples"]]
+    assert examples == [(line["prompt"], line["answer"]) for line in said[:5]]
 
 
 def command(*flags):
@@ -202,6 +227,23 @@ def test_changed_choices_are_another_run(random_model, tmp_path):
     c.evaluation.judges = (str(random_model),)
     with pytest.raises(config.ConfigError, match="held_out=0: evaluation.judges have no answers"):
         setup.prepare(config.resolve(c), tmp_path / "data", None)
+
+
+def test_changed_prompts_are_another_run(random_model, tmp_path):
+    """Prompts and their labels are part of a run; they suffice without held-out pairs."""
+    seeds, prompts = tmp_path / "mine.jsonl", tmp_path / "prompts.jsonl"
+    rows = [{"question": f"Is it {i}?", "answer": f"It is {i}."} for i in range(4)]
+    seeds.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    c = small(random_model, task__seeds=str(seeds), task__n_seeds=0, task__held_out=0)
+    c.evaluation.prompts, found = str(prompts), []
+    for change in ({}, {}, {"label": "safe"}, {"prompt": "Is it?"}):
+        prompts.write_text(json.dumps({"prompt": "Is it so?", "label": "unsafe"} | change) + "\n")
+        s = setup.prepare(config.resolve(c), tmp_path / "data", None)
+        found.append(s.fingerprint)
+    assert found[0] == found[1] and len(set(found)) == 3
+    told = forecast.describe(s, "runs/x", None)
+    assert "4 seeds, 0 held-out questions (as task.held_out=0), scored by refusals by rule" in told
+    assert "prompts     1 of the 1 in prompts.jsonl (1 unsafe)" in told
 
 
 def _mistakes():

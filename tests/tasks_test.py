@@ -59,17 +59,19 @@ def test_csv_reads_quoted_cells_over_several_lines(tmp_path):
 def test_tables_are_read_by_whatever_separates_them(tmp_path, separator, suffix):
     """Spreadsheets write what their country separates with; the texts hold the other separators."""
     rows = [
-        ["\ufeff Question ", "id", "ANSWER", ""],
+        [f"\ufeffsep={separator}"],
+        [" Question ", "id", "ANSWER", ""],
         ['a, "b"; c | d\te', "1", "f,g;h|i", ""],
         ["", "", "", ""],
         ["Is it\nso?", "2", "so", "seen"],
     ]
     stream = io.StringIO()
-    csv.writer(stream, delimiter=separator).writerows(rows)
+    csv.writer(stream, delimiter="\0").writerow(rows[0])
+    csv.writer(stream, delimiter=separator).writerows(rows[1:])
     path = write(tmp_path, f"seeds.{suffix}", stream.getvalue())
     expected = (Pair('a, "b"; c | d\te', "f,g;h|i"), Pair("Is it\nso?", "so"))
     assert files.read_pairs(path) == expected
-    assert files.locate(path, "Is it\nso?").endswith(f".{suffix}:4")
+    assert files.locate(path, "Is it\nso?").endswith(f".{suffix}:5")
 
 
 def test_names_in_capitals_are_fields_too(tmp_path):
@@ -129,7 +131,7 @@ def test_errors_of_prompts_say_where_and_what(tmp_path, content, parts):
 
 GOOD = lines(pair(0), pair(1))
 ERRORS = {
-    "suffix": ("seeds.txt", GOOD, ["seeds.txt: ", "'.txt'", ".jsonl or .csv"]),
+    "suffix": ("seeds.txt", GOOD, ["seeds.txt: ", "'.txt'", ".jsonl, .csv or .tsv"]),
     "latin-1": ("s.jsonl", GOOD.encode() + b"\xe9", ["s.jsonl:3: ", "0xe9", "UTF-8"]),
     "utf-16": ("s.csv", "question,answer".encode("utf-16"), ["s.csv:1: ", "0xff", "UTF-8"]),
     "empty": ("s.jsonl", " \n", ["s.jsonl: ", "found 0 pair"]),
@@ -189,6 +191,8 @@ ERRORS = {
     "one pair": ("s.jsonl", lines(pair(0)), ["s.jsonl: ", "1 pair", "at least 2"]),
     "csv: no pair": ("s.csv", "question,answer\n", ["s.csv: ", "0 pair"]),
     "csv: columns": ("s.csv", "question:answer\na:b\n", ["s.csv:1: question: ", "question:answer"]),
+    "deep json": ("s.jsonl", '{"question": ' + "[" * 99_999, ["s.jsonl:1: ", "recursion"]),
+    "long number": ("s.jsonl", '{"answer": ' + "9" * 5000 + "}", ["s.jsonl:1: ", "4300 digits"]),
     "csv: other columns": (
         "s.csv",
         "Frage;answer\na;b\n",
@@ -509,6 +513,15 @@ def test_load_own_seeds(tmp_path):
     for n_seeds, held_out in ((0, 9), (0, 11), (0, 50), (1, 0)):
         with pytest.raises(files.SeedError, match=f"held_out={held_out} and n_seeds={n_seeds} "):
             load(n_seeds, held_out)
+
+
+def test_a_quarter_is_held_out_where_nobody_says(tmp_path):
+    """Intervals of 8 items are wide; of few pairs most are needed as seeds."""
+    found = [tasks.n_held_out(n) for n in (2, 3, 4, 7, 12, 23, 24, 32, 33, 64, 100, 5000)]
+    assert found == [0, 1, 1, 1, 3, 5, 8, 8, 8, 16, 25, 256]
+    path = str(write(tmp_path, "mine.jsonl", lines(*map(pair, range(64)))))
+    task = tasks.load("mine", path, 0, (), -1, 0, tmp_path / "data")
+    assert (len(task.seeds), len(task.items)) == (48, 16)
 
 
 def test_load_refuses(tmp_path):

@@ -164,7 +164,8 @@ class HeldOut:
             info[NLL] = {"title": title, "higher_is_better": False}
         if self._setup.choices is not None:
             info[choices.MC1] = {"title": "MC1", "higher_is_better": True}
-        return info | (self._prompts.info() if self._prompts else {})
+        prompted = self._prompts.info() if self._prompts else {}
+        return info | {name: about | {"on": "prompts"} for name, about in prompted.items()}
 
 
 def _examples(answered: Answered) -> list[list[str]]:

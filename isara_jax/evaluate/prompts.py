@@ -64,7 +64,7 @@ def read(
         elif prompt.text in seeds:
             reason = "seeds themselves"
         elif one is None:
-            reason = "that the tokenizer changes"
+            reason = "with characters that the tokenizer changes"
         elif len(one.joined) - template.to_answer > room:
             reason = f"of more than {room} tokens, which leave no room for {new} of an answer"
         else:
@@ -72,11 +72,14 @@ def read(
             spelled[prompt] = one
             continue
         passed.setdefault(reason, []).append(prompt)
-    about = [f"{len(some)} {reason} (line {some[0].line})" for reason, some in passed.items()]
+    about = [
+        f"{len(some):,} {reason} ({'the first in ' * (len(some) > 1)}line {some[0].line})"
+        for reason, some in passed.items()
+    ]
     if not kept:
         raise config.ConfigError(
-            f"{path}: of {len(found)} prompts none is left: {'; '.join(about)}; give others, or "
-            "lower config.answer.max_tokens"
+            f"{path}: of {len(found)} prompts none is left: {', '.join(about)}; give others, or "
+            "lower config.answer.max_tokens if they are too long"
         )
     chosen = _draw(kept, c.evaluation.n)
     rows = [spelled[prompt] for prompt in chosen]
@@ -88,9 +91,7 @@ def read(
             spelling.as_text(nothing, spelling.Room(new, new + template.to_question)),
         ),
         tuple(base.Item(prompt.text, "", prompt.label, "all") for prompt in chosen),
-        "; passed over: ".join(
-            [_counted(path, chosen, len(found)), *filter(None, [", ".join(about)])]
-        ),
+        _counted(path, chosen, len(found)) + (f"; passed over: {', '.join(about)}" * bool(about)),
     )
 
 

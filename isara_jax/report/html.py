@@ -233,12 +233,13 @@ def _columns(first: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]])
 
 def _results(summary: Summary) -> str:
     found, names = table.rows(summary), table.metrics(summary)
-    base = next(iter(table.rows(summary, "base")), {})
     heads = [tuple(map(html.escape, table.header(summary, n))) for n in names]
     body = []
     for row in found:
-        cells = [_cell(summary, base, row, name) for name in names]
-        body.append([html.escape(table.label(row)), *cells])
+        cells = [tuple(map(html.escape, table.cell(summary, row, n))) for n in names]
+        body.append(
+            [html.escape(table.label(row)), *(f"{v}<br><small>{i}</small>" for v, i in cells)]
+        )
     last = table.last_isara(summary)
     final = next((i for i, row in enumerate(found) if row is last), None)
     return _table(
@@ -246,15 +247,6 @@ def _results(summary: Summary) -> str:
         body,
         final,
     )
-
-
-def _cell(summary: Summary, base: table.Row, row: table.Row, name: str) -> str:
-    """A value, its interval, and the difference to the base model, below each other."""
-    value, interval = table.cell(summary, row, name)
-    difference = table.difference(base, row, name) if row is not base else None
-    change = table.change(summary, name, difference)
-    small = [html.escape(text) for text in (interval, change and f"Δ {change}") if text]
-    return "<br>".join([html.escape(value), *(f"<small>{text}</small>" for text in small)])
 
 
 def _answer(example: Any, when: str) -> str:
@@ -287,10 +279,11 @@ def render(summary: Summary) -> str:
             "Below each value its 95 % interval. ↑ higher is better, ↓ lower is better. "
             "The best SFT run is picked by this very table, which flatters it a little."
         )
-        if any(table.differences(summary)[0]):
-            note += f" Δ: {table.NOTE_DIFFERENCES}"
         said = "".join(f"<p class=dim>{html.escape(n)}</p>" for n in (note, *table.notes(summary)))
         parts.append(f"<h2>Results</h2>{_results(summary)}{said}")
+        if paired := _columns(*table.differences(summary)):
+            note = f"<p class=dim>{html.escape(table.NOTE_DIFFERENCES)}</p>"
+            parts.append(f"<h2>Against the base model</h2>{note}{paired}")
     if drawn:
         small = "".join(_rates(summary, n, (5.2, 3.1)) for n in plain[1:])
         plots = _rates(summary, plain[0], (10.6, 3.9)) + f"<div class=two>{small}</div>"

@@ -166,9 +166,10 @@ def json_rows(path: remote.Path, example: str) -> Iterator[tuple[int, dict[str, 
             continue
         try:
             row = json.loads(source)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             raise SeedError(
-                f"{path}:{line}: malformed JSON at column {error.colno} ({error.msg}): found "
+                f"{path}:{line}: malformed JSON{where} ({getattr(error, 'msg', error)}): found "
                 f"{shown(source)}; write one whole object a line, with line breaks as \\n"
             ) from error
         if not isinstance(row, dict):
@@ -187,7 +188,8 @@ def locate(path: str | remote.Path, question: str) -> str:
 
 def _existing(path: str | remote.Path, suffixes: tuple[str, ...]) -> remote.Path:
     """`path`, if it is a file with one of the suffixes."""
-    path, kinds = remote.path(path), " or ".join(suffixes)
+    path, kinds = remote.path(path), ", ".join(suffixes[:-1]) + " or " * (len(suffixes) > 1)
+    kinds += suffixes[-1]
     if isinstance(path, pathlib.Path) and path.is_dir():
         raise SeedError(f"{path}: found a directory; give a {kinds} file")
     if isinstance(path, pathlib.Path) and not path.exists():
@@ -273,11 +275,11 @@ def _header(
             continue
         header = [_plain(cell) for cell in cells]
         counts = [sum(header.count(name) for name in names) for names in wanted]
-        found.append((counts.count(1), line, separator, header, counts))
+        found.append(((counts.count(1), len(header)), line, separator, header, counts))
     if not found:
         _, cells = next(_cells(path, text, _SEPARATORS[0]))  # raises
     good, line, separator, header, counts = max(found, key=lambda one: one[0])
-    if not header or good == len(wanted):
+    if not header or good[0] == len(wanted):
         return line, separator, header
     names, count = next((n, c) for n, c in zip(wanted, counts, strict=True) if c != 1)
     raise SeedError(
@@ -301,7 +303,8 @@ def _cells(path: remote.Path, text: str, separator: str) -> Iterator[tuple[int, 
             ) from error
         if cells is None:
             return
-        if cells:
+        # Excel may say first what separates the cells: "sep=;".
+        if cells and not re.fullmatch("sep=.", separator.join(cells)):
             yield line, cells
 
 

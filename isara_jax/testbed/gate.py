@@ -21,6 +21,7 @@ from isara_jax import (
     config,
     decode,
     iteration,
+    mesh,
     packing,
     sampling,
     setup,
@@ -96,6 +97,7 @@ def gate(domain: str, shots: int, data_dir: pathlib.Path) -> dict[str, dict[str,
 
 def run() -> None:
     """Prints the shares of all domains."""
+    mesh.check_platforms()
     with storage.scratch() as folder:
         for domain in world.DOMAINS:
             for name, shares in gate(domain, _SHOTS.value, folder).items():

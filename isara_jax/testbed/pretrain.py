@@ -24,8 +24,8 @@ import optax
 from absl import flags
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from isara_jax import mesh, pretrained, storage, weights
 from isara_jax import models as models_lib
-from isara_jax import pretrained, storage, weights
 from isara_jax import tokens as tokens_lib
 from isara_jax.models import llama, opt
 from isara_jax.testbed import personas
@@ -170,6 +170,7 @@ def save(
 
 def run() -> None:
     """Pretrains and writes what the flags say."""
+    mesh.check_platforms()
     started = time.monotonic()
     output = pathlib.Path(_OUTPUT.value or pretrained.locate(_MODEL.value))
     tokenizer = train_tokenizer(_SEED.value)
