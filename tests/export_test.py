@@ -74,8 +74,8 @@ def finished(workdir, base, trainable, **changes):
         config=c, model_path=found.path, vocabulary=found.vocabulary, program=program
     )
     storage.write_json(workdir / "config.json", config.to_dict(c) | {"data": "0123"})
-    storage.write_json(workdir / "summary.json", fake())
     run._Run._export(types.SimpleNamespace(setup=of_run, workdir=workdir), trainable)
+    storage.write_json(workdir / "summary.json", fake())  # last, as in a run
     return workdir
 
 
