@@ -19,6 +19,7 @@ import pathlib
 import re
 import subprocess
 import types
+import warnings
 from collections.abc import Callable
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notice that torch is missing
@@ -34,6 +35,10 @@ _NOT_HONOURED = {
     "JAX_DISABLE_JIT": ("", "0", "f", "false", "n", "no", "off"),
     "JAX_NUMPY_DTYPE_PROMOTION": ("", "standard"),
     "JAX_NUMPY_RANK_PROMOTION": ("", "allow"),
+    "JAX_TRANSFER_GUARD": ("", "allow"),
+    "JAX_TRANSFER_GUARD_HOST_TO_DEVICE": ("", "allow"),
+    "JAX_TRANSFER_GUARD_DEVICE_TO_HOST": ("", "allow"),
+    "JAX_TRANSFER_GUARD_DEVICE_TO_DEVICE": ("", "allow"),
     "JAX_DEFAULT_PRNG_IMPL": ("", "threefry2x32"),
     "JAX_THREEFRY_PARTITIONABLE": ("", "1", "t", "true", "y", "yes", "on"),
 }
@@ -61,12 +66,18 @@ def of(
         if not flags.FLAGS["verbosity"].present:
             absl_logging.set_verbosity(absl_logging.WARNING)
         try:
-            arguments.check(work.__globals__["__spec__"].name, given[1:], positional, needs)
+            arguments.check(_module(work), given[1:], positional, needs)
             work(*given[1:])
         except config.UserError as error:
             sys.exit(f"isara_jax: {endings.one_line(error)}")
 
     return main
+
+
+def _module(work: Callable[..., None]) -> str:
+    """The name by which a command is started."""
+    spec = work.__globals__.get("__spec__")
+    return work.__module__ if spec is None else spec.name
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -94,6 +105,7 @@ def start(resumes: bool = False) -> None:
         if getattr(sys, name) is None:  # closed by whoever started this
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
     sys.stdout.reconfigure(errors="replace")  # a terminal of 8 bits shows what it can
+    warnings.formatwarning = lambda message, *_: f"isara_jax: {' '.join(str(message).split())}\n"
     for name, defaults in _NOT_HONOURED.items():
         if (value := os.environ.pop(name, "")).lower() not in defaults:
             endings.say(
@@ -137,13 +149,15 @@ def keep_compiled_programs() -> None:
     """Lets JAX keep compiled programs for the next start, in the user's cache folder."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:  # else JAX_COMPILATION_CACHE_DIR names one
-        try:
-            folder = storage.cache() / "compiled"
-        except config.UserError as error:
-            endings.say(f"compiled programs are not kept: {error}")
-            return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    named = jax.config.jax_compilation_cache_dir  # by JAX_COMPILATION_CACHE_DIR
+    try:
+        folder = str(storage.cache() / "compiled") if named is None else named
+        if "://" not in folder and not storage.writable(pathlib.Path(folder)):
+            raise config.UserError(f"{folder} cannot be written")
+    except config.UserError as error:
+        endings.say(f"compiled programs are not kept for the next start: {error}")
+        folder = None
+    jax.config.update("jax_compilation_cache_dir", folder)
     # JAX's own second would leave out, on a fast machine, what takes one on a slow one.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

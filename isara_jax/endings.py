@@ -23,7 +23,7 @@ MISTAKE, BUG, CLOSED, INTERRUPTED = 1, 70, 128 + signal.SIGPIPE, 128 + signal.SI
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "told to end (SIGTERM)"}
 _TIDY_SECONDS = 1.5  # users press Ctrl-C again after two
 _CURES = {
-    errno.ENOSPC: "make room there, then start the same command again",
+    errno.ENOSPC: "make room, then start the same command again",
     errno.EDQUOT: "make room in your quota, then start the same command again",
     errno.EACCES: "allow it to be read and written, or choose another path",
     errno.EPERM: "allow it to be read and written, or choose another path",

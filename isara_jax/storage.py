@@ -24,11 +24,11 @@ def cache() -> pathlib.Path:
     """
     home = os.path.expanduser("~/.cache")  # noqa: PTH111, as it stands where there is none
     wanted = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or home) / "isara_jax"
-    if wanted.parts[0] != "~" and _usable(wanted):
+    if wanted.parts[0] != "~" and writable(wanted):
         return wanted
     with contextlib.suppress(FileNotFoundError):  # no temporary folder either
         other = pathlib.Path(tempfile.gettempdir()) / f"isara_jax-{os.getuid()}"
-        if _usable(other) and not other.is_symlink() and other.stat().st_uid == os.getuid():
+        if writable(other) and not other.is_symlink() and other.stat().st_uid == os.getuid():
             _tell_once(f"{wanted} cannot be written; what is kept for the next start is in {other}")
             return other
     raise config.UserError(
@@ -36,7 +36,8 @@ def cache() -> pathlib.Path:
     )
 
 
-def _usable(folder: pathlib.Path) -> bool:
+def writable(folder: pathlib.Path) -> bool:
+    """Whether a folder, which is made where it is missing, takes new files."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:

@@ -1,5 +1,7 @@
 """What the terminal and the summary say of a run's stages."""
 
+import os
+import sys
 import time
 
 from isara_jax import progress
@@ -31,3 +33,19 @@ def test_a_terminal_sees_one_line_of_progress(capsys, monkeypatch):
     p.say("done")
     shown = capsys.readouterr().out
     assert "32/384" in shown and shown.endswith("\rdone\n")
+
+
+def test_a_run_whose_reader_has_gone_goes_on_and_says_the_rest_in_a_file(
+    tmp_path, monkeypatch, capfd
+):
+    """`… | head -2` must not end what takes hours, nor lose what it says."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writer, "w"))
+    p = progress.Progress(rest=tmp_path / "run" / "output.txt")
+    p.say("first")
+    p.say("second")
+    sys.stdout.close()
+    written = (tmp_path / "run" / "output.txt").read_text().splitlines()
+    assert "Broken pipe" in written[0] and written[1:] == ["first", "second"]
+    assert str(tmp_path / "run" / "output.txt") in capfd.readouterr().err

@@ -1,5 +1,6 @@
 """The command as a user runs it: outputs, continuation, own data, mistakes, several devices."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from isara_jax import config, fingerprint, forecast, run, setup
+from isara_jax import config, fingerprint, forecast, remote, run, setup
 from isara_jax.executables import Executables
 from tests import environment
 from tests.iteration_test import SAMPLES, SEEDS, small
@@ -128,6 +129,21 @@ def test_an_interrupted_run_continues_where_it_stopped(whole, tmp_path, monkeypa
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [0, 1, 2]
 
 
+def test_more_iterations_go_on_where_fewer_ended(whole, random_model, tmp_path):
+    """A finished run with `iterations` raised is, bit for bit, the run that had them at once."""
+    _, at_once, summary = whole
+    first = run.run(config.resolve(small(random_model, iterations=1)), tmp_path)
+    raised = run.run(config.resolve(small(random_model, iterations=2)), tmp_path)
+    assert first["iterations"] == raised["iterations"][:1]
+    for field in ("rows", "iterations", "tokens", "scaling_ratio", "config"):
+        assert raised[field] == summary[field]
+    ours, theirs = adapter(tmp_path), adapter(at_once)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    assert json.loads((tmp_path / "config.json").read_text())["iterations"] == 2
+    with pytest.raises(config.ConfigError, match="config.iterations=1: .* holds 2"):
+        run.run(config.resolve(small(random_model, iterations=1)), tmp_path)
+
+
 def test_own_seeds_without_a_judge(random_model, tmp_path):
     """Somebody's own file: nobody judges, so likelihood is reported, and refusals of prompts."""
     seeds = tmp_path / "mine.jsonl"
@@ -202,9 +218,19 @@ def test_a_changed_seeds_file_is_another_run(random_model, tmp_path):
     old = config.to_dict(s.config) | {"data": fingerprint.of(s.data)}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(old))
+    same = tmp_path / "elsewhere.jsonl"
+    shutil.copy(seeds, same)
+    moved = dataclasses.replace(c.task, seeds=str(same), n_seeds=3)
+    place = remote.Workdir(tmp_path / "run")
+    run._check_same_run(
+        setup.prepare(dataclasses.replace(c, task=moved), tmp_path / "data", None), place
+    )
     write("five")
-    with pytest.raises(config.ConfigError, match="seeds: 1 of 3|held-out items: 1 of 1"):
+    found = "(seeds: 1 of 3|held-out items: 1 of 1), the first is now 'Is it five[?]'"
+    with pytest.raises(config.ConfigError, match=found):
         run.run(c, tmp_path / "run")
+    whole = fingerprint._hash([*s.task.seeds, *s.task.items])[:16]  # as versions before wrote it
+    assert fingerprint.agrees(whole, s.data) and not fingerprint.agrees("0123", s.data)
 
 
 def test_changed_choices_are_another_run(random_model, tmp_path):
