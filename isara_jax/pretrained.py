@@ -169,6 +169,7 @@ def save_model(folder: pathlib.Path, base: Pretrained, params: dict[str, Any]) -
 def copy_tokenizer(base: Pretrained, folder: pathlib.Path) -> None:
     """Copies the base model's tokenizer, so that it loads without the base model's config.json."""
     copy_files(base.path, folder, *_TOKENIZER)
+    special_tokens.mend(folder, base.vocabulary.tokenizer)
     path = folder / "tokenizer_config.json"
     fields = storage.read_json(path) if path.exists() else {}
     if "tokenizer_class" not in fields:  # then the model's type decides, which an adapter lacks

@@ -242,6 +242,24 @@ def complete(
             tokenizer.add_special_tokens({name: special})
 
 
+def mend(directory: pathlib.Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes what the tokenizer's files leave out into a copy of them, for other programs.
+
+    Args:
+      directory: of the copy.
+      tokenizer: which was read from the files.
+    """
+    settings, others = _fields(directory / _SETTINGS), _fields(directory / _MAP)
+    empty = of_empty(directory)
+    missing = set(empty) if "eos_token" in settings | others else {*empty, "eos_token"}
+    known = {name: token for name in missing if (token := getattr(tokenizer, name))}
+    for name, fields in ((_SETTINGS, settings), (_MAP, others)):
+        kept = {key: value for key, value in fields.items() if key not in empty}
+        kept |= known if name == _SETTINGS else {}
+        if kept != fields:
+            storage.write_json(directory / name, kept)
+
+
 def _in_sentencepiece(directory: pathlib.Path) -> dict[str, str]:
     """Special tokens of `tokenizer.model`, by role."""
     path = directory / "tokenizer.model"

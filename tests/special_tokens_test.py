@@ -206,6 +206,20 @@ def test_ends_that_are_no_tokens_are_named(llama, file, ends):
         llama.read()
 
 
+def test_an_exported_tokenizer_says_what_was_found(llama, tmp_path):
+    """Others, who read the tokenizer alone, end and spell texts as the run did."""
+    llama.takes_sentencepiece()
+    llama.change("config.json", bos_token_id=0, eos_token_id=1)
+    llama.write("tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "eos_token": ""})
+    llama.write("special_tokens_map.json", {"bos_token": "", "unk_token": EMPTY})
+    base, copy = pretrained.read(str(llama.path)), tmp_path / "copy"
+    copy.mkdir()
+    pretrained.copy_tokenizer(base, copy)
+    theirs = transformers.AutoTokenizer.from_pretrained(copy)
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (1, 2, 0)
+    assert theirs.encode("why?</s>") == base.vocabulary.tokenizer.encode("why?</s>")
+
+
 # --- beginnings ----------------------------------------------------------------------------------
 
 

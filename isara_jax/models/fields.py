@@ -1,19 +1,36 @@
-"""Reading an HF `config.json`: every field is honoured, known to change nothing, or refused."""
+"""Reading an HF `config.json`: a field is honoured, changes nothing, is refused, or is passed over.
+
+Tools leave marks of their own in these files. What neither transformers' class of a `model_type`
+nor the code that all its models share reads cannot change the logits there, so it is passed over,
+and said. What they do read stands in a list below; a test goes through transformers' source.
+"""
 
 import sys
 from typing import Any
 
+from isara_jax import processes
 from isara_jax.models import layers
 
 # Fields that change no logit: bookkeeping, training, generation defaults.
-_BOOKKEEPING = {
+HARMLESS = {
     "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
     "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions",
     "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict",
     "torch_dtype", "transformers_version", "use_cache", "_name_or_path", "attention_dropout",
     "tokenizer_class", "max_sequence_length", "_attn_implementation_autoset",
     "id2label", "num_labels", "unsloth_version", "max_length", "min_length", "prefix",
-    "temperature", "top_k", "top_p", "do_sample", "torchscript",
+    "temperature", "top_k", "top_p", "do_sample", "torchscript", "name_or_path", "_commit_hash",
+    "_output_attentions", "_auto_class", "classifier_dropout", "hidden_dropout", "rms_norm_eps",
+    "initializer_factor", "init_std", "ignore_keys_at_rope_validation", "unk_token_id",
+    # How it is computed, and on which devices.
+    "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
+    "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
+    "base_model_tp_plan", "base_model_pp_plan", "distributed_config", "fusion_config",
+    # Of heads that guess further tokens or label single ones, and of layers that are not here.
+    "number_of_conv_states",
+    "num_mtp_layers", "mtp_layer_types", "mtp_mlp_layer_types", "mtp_per_layer_config",
+    "mtp_hidden_states_first", "chain_hidden_post_norm", "logits_mup_width_multiplier",
+    "unpadded_vocab_size", "token_classification_bias", "first_k_dense_replace", "mlp_layer_types",
     # Of whole dumps by transformers 4 (`PretrainedConfig.to_dict`).
     "bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty",
     "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty",
@@ -23,9 +40,22 @@ _BOOKKEEPING = {
     "renormalize_logits", "repetition_penalty", "return_dict_in_generate", "sep_token_id",
     "suppress_tokens", "task_specific_params", "tf_legacy_loss", "typical_p",
 }  # fmt: skip
-# Of safe-rlhf's score models: how they were trained, and the kind of score. `do_normalize`, which
-# changes scores, is not among them.
+# Fields that change the logits, or what they are computed from, unless a family honours them.
+REFUSED = {
+    "attention_chunk_size", "is_causal", "kv_sharing_modes", "layer_types", "num_kv_shared_layers",
+    "sliding_window", "per_layer_config", "head_dim", "num_key_value_heads", "pruned_heads",
+    # RoPE, beside what `rope` reads.
+    "rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "default_theta",
+    "default_rope_type", "_rope_type_labels", "original_max_position_embeddings",
+    # Packed weights, other files, other models inside, other names of fields.
+    "quantization_config", "compression_config", "_is_quantized", "transformers_weights",
+    "text_config", "decoder", "generator", "text_encoder", "sub_configs", "sub_configs_defaults",
+    "attribute_map",
+}  # fmt: skip
+_NOTHING = (None, False, {}, [])  # values that set nothing; 0 and false are two
+# Of safe-rlhf's score models: how they were trained, and the kind of score.
 _SCORE_MODEL = ("score_type", "architecture", "momentum", "normalizer_type", "mean", "var")
+_SCORE_REFUSED = ("do_normalize",)  # changes scores
 
 
 class Fields:
@@ -42,6 +72,7 @@ class Fields:
 
     def __init__(self, values: dict[str, Any], source: str, family: str) -> None:
         self._left, self.source, self._family = dict(values), source, family
+        self._refused = set(REFUSED)
         if self._left.get("auto_map"):
             self.fail(
                 "auto_map", self._left["auto_map"],
@@ -117,6 +148,7 @@ class Fields:
         )  # fmt: skip
 
     def _score_head(self) -> dict[str, Any]:
+        self._refused.update(_SCORE_REFUSED)
         for name in _SCORE_MODEL:
             self.take(name, None)
         bias = [self.flag(name, False) for name in ("bias", "score_bias")]  # older, newer
@@ -127,17 +159,36 @@ class Fields:
         raise ValueError(f"{self.source}: {name} is {value!r}; {rule}")
 
     def finish(self) -> None:
-        """Raises `ValueError` where a field is left that might change the logits."""
+        """Accounts for the fields that are left; what nobody reads is said once.
+
+        Raises:
+          ValueError: one of them changes the logits.
+        """
         left = {
-            k: v
-            for k, v in self._left.items()
-            if k not in _BOOKKEEPING and v not in (None, False, {}, [])
-        }
-        if left:
+            name: value for name, value in self._left.items()
+            if name not in HARMLESS and not _sets_nothing(name, value)
+        }  # fmt: skip
+        if refused := {k: v for k, v in left.items() if k in self._refused}:
             raise ValueError(
-                f"{self.source}: not supported: {left}; it might change the logits. Remove what "
+                f"{self.source}: not supported: {refused}; it might change the logits. Remove what "
                 "does not"
             )
+        if left:
+            processes.say_once(
+                f"{self.source}: passed over, as transformers does for {self._family}: "
+                f"{', '.join(sorted(left))}"
+            )
+
+
+def _sets_nothing(name: str, value: Any) -> bool:
+    """Whether a field says what goes without saying."""
+    if name == "is_causal":
+        return value is True  # null lets eager attention see what follows
+    if name == "layer_types" and isinstance(value, list):
+        return all(kind == "full_attention" for kind in value)
+    if name == "partial_rotary_factor" and value == 1:
+        return True
+    return any(type(value) is type(nothing) and value == nothing for nothing in _NOTHING)
 
 
 def is_positive(value: Any) -> bool:
