@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import pretrained, remote, special_tokens, tokens
+from isara_jax import packing, pretrained, remote, special_tokens, tokens
 from isara_jax.evaluate import judges
 from isara_jax.setup import Setup
 
-# Seen on the bundled model and 2 cores: seconds of compilation, and the speed of the rest as a
-# share of a matrix product's.
-_COMPILE_SECONDS, _EFFICIENCY = 28, 0.7
+# Seen on 2 cores, with the bundled model and with SmolLM2-135M: seconds of compilation, in all and
+# for each block, and the speed of reading, drawing and training as a share of a matrix product's.
+_COMPILE_SECONDS, _COMPILE_SECONDS_A_BLOCK = 8, 5
+_READ, _DRAW, _TRAIN = 0.6, 0.3, 0.4
+_ACCEPTED = 0.6  # of the samples
 
 
 def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
@@ -63,24 +65,49 @@ def _texts(vocabulary: tokens.Vocabulary) -> str:
 
 
 def _minutes(s: Setup) -> int:
-    """The run's FLOPs (2 a parameter for a token read, 6 for one trained on) at this rate."""
+    """The run's FLOPs, 2 a parameter for a token read or drawn and 6 for one trained on."""
     c, p = s.config, s.program
-    q, a = c.question, c.answer
-    samples = c.samples_per_iteration * c.iterations
+    evaluations = 2 + c.iterations + len(c.evaluation.sft_steps)
+    asked = s.prompts.pairs.question.bare.ids.shape if s.prompts else (0, 0)
+    read, drawn = _sampled(s)
+    judged = len(s.task.items) if s.task.judge or s.judges else 0
+    for n, width in ((judged, c.question.max_tokens), asked):
+        read += evaluations * 2 * n * width  # sampled and greedy
+        drawn += evaluations * 2 * _drawn(s, n, _mean(s.seeds.answer), c.answer.max_tokens)
+    scored = 0 if s.task.judge else len(s.task.items) * p.train_tokens
+    read += evaluations * (scored + _choice_tokens(s))
+    # Every iteration trains on what there is by then.
+    samples = _ACCEPTED * c.samples_per_iteration
+    rows = c.iterations * (p.n_seeds + samples * (c.iterations + 1) / 2)
+    pair = _mean(s.seeds.question) + _mean(s.seeds.answer) + p.template.pair
+    trained = rows * c.train.epochs * pair * (1 + sum(c.evaluation.sft_steps))
+    work = 2 * s.n_params * (read / _READ + drawn / _DRAW + 3 * trained / _TRAIN)
+    work += evaluations * 2 * (judged + asked[0]) * sum(map(_judge_flops, s.judges)) / _READ
+    seconds = work / (p.mesh.size * _matmul_rate(p.model.dtype))
+    seconds += _COMPILE_SECONDS + _COMPILE_SECONDS_A_BLOCK * p.model.config.n_layers
+    return max(1, round(seconds / 60))
+
+
+def _sampled(s: Setup) -> tuple[float, float]:
+    """Tokens of prompts, which are read padded, and tokens drawn, of all iterations."""
+    c, p = s.config, s.program
+    q, a, n = c.question, c.answer, c.samples_per_iteration
     prompts = p.prompt_capacity(q.k, q.prompt_tokens, q.max_tokens, question=0)
     prompts += p.prompt_capacity(a.k, a.prompt_tokens, a.max_tokens, question=q.max_tokens)
-    sampled = samples * (prompts + q.max_tokens + a.max_tokens)
-    evaluations = 2 * (2 + c.iterations + len(c.evaluation.sft_steps))
-    sampled += evaluations * len(s.task.items) * (q.max_tokens + a.max_tokens)
-    asked, width = s.prompts.pairs.question.shape if s.prompts else (0, 0)
-    sampled += evaluations * asked * (width + a.max_tokens)
-    # Half of the samples accepted; every iteration trains on what there is by then.
-    rows = p.n_seeds * c.iterations + 0.25 * samples * (c.iterations + 1)
-    trained = rows * c.train.epochs * p.train_tokens * (1 + sum(c.evaluation.sft_steps))
-    flops = 2 * s.n_params * (sampled + 3 * trained + evaluations / 2 * _choice_tokens(s))
-    flops += evaluations * (len(s.task.items) + asked) * sum(map(_judge_flops, s.judges))
-    seconds = _COMPILE_SECONDS + flops / (_EFFICIENCY * p.mesh.size * _matmul_rate(p.model.dtype))
-    return max(1, round(seconds / 60))
+    drawn = _drawn(s, n, _mean(s.seeds.question), q.max_tokens)
+    drawn += _drawn(s, n, _mean(s.seeds.answer), a.max_tokens)
+    return c.iterations * n * prompts, c.iterations * drawn
+
+
+def _drawn(s: Setup, n: int, mean: float, longest: int) -> float:
+    """Tokens drawn for n texts, idle slots counted: the last ones wait for the longest text."""
+    slots = s.config.slots
+    return slots * (n / slots * mean + longest - mean) if n else 0.0
+
+
+def _mean(texts: packing.Text) -> float:
+    """Tokens of a text with what ends it."""
+    return float(np.mean(jax.device_get(texts.joined.lengths)))
 
 
 def _choice_tokens(s: Setup) -> int:
