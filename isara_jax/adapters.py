@@ -147,7 +147,7 @@ def _read(directory: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise ValueError(f"{path}: not found; PEFT saves it with safe_serialization=True")
     try:
-        tensors = safetensors.numpy.load_file(weights.inside(directory, path))
+        tensors = safetensors.numpy.load_file(storage.followed(directory, path))
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as safetensors ({error})") from error
     for name, value in tensors.items():
