@@ -101,7 +101,7 @@ def followed(directory: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
     A folder that was unpacked from an archive may hold links to any file of this machine, a key for
     example under the name of a licence, and what is read from it may be published. So a link leads
     out of the folder only to a file of its own name, or from weights to weights (`.safetensors`),
-    which hold nothing but tensors. In the hub's cache files are links to `blobs/`, which may be one.
+    which hold nothing but tensors. The hub's cache links to `blobs/`, which may itself be a link.
 
     Args:
       directory: a model's, or an adapter's.
