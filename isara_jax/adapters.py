@@ -1,6 +1,8 @@
 """LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
 
+import math
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,13 @@ from isara_jax import config, lora, models, remote, storage, weights
 from isara_jax.models import fields as fields_lib
 
 _PREFIX = "base_model.model."
-# Fields that leave the result at base + alpha / r * x A B; others are refused where they are set.
-# Which layers are adapted, the tensors say.
+# Fields that leave the result at base + scale * x A B; others are refused where they are set. The
+# tensors say which layers are adapted; the fields, whether one may be without.
 _KNOWN = {
     "peft_type", "r", "lora_alpha", "bias", "init_lora_weights", "task_type", "auto_mapping",
     "base_model_name_or_path", "revision", "inference_mode", "peft_version", "target_modules",
     "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "eva_config",
-    "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+    "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying", "use_rslora",
 }  # fmt: skip
 # Others (PiSSA, OLoRA, LoftQ ...) change the base model's weights, too.
 _INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
@@ -83,6 +85,9 @@ def load(
       directory: with `adapter_config.json` and `adapter_model.safetensors`.
       network: which it must fit.
 
+    An adapter of some blocks only has zeros in the others, which training leaves at zero, as PEFT
+    does. rsLoRA (arXiv 2312.03732) scales by alpha / sqrt(r): here that is a larger alpha.
+
     Returns:
       The adapter in f32, on the host, and its settings.
 
@@ -96,11 +101,13 @@ def load(
     targets = _targets(set(tensors), network, directory)
     settings = config.Lora(rank=rank, alpha=alpha, targets=targets)
     names = _tensor_names(network, settings)
-    unknown, missing = set(tensors) - set(names), set(names) - set(tensors)
+    chosen = {name for name in names if _is_chosen(_module(name), fields, path)}
+    unknown, missing = set(tensors) - chosen, chosen - set(tensors)
     if unknown or missing:
         raise ValueError(
-            f"{directory}: not an adapter of every block of this model; "
-            f"unknown: {weights.some(unknown)}; missing: {weights.some(missing)}"
+            f"{directory}: not an adapter of every block of this model, or of those that "
+            f"{path.name} chooses; unknown: {weights.some(unknown)}; "
+            f"missing: {weights.some(missing)}"
         )
     shapes = lora.target_shapes(network, settings)
     flat = {}
@@ -108,7 +115,7 @@ def load(
         *layer, matrix = ours.split("/")
         inputs, outputs = shapes[tuple(layer)]
         want = (rank, inputs) if matrix == "a" else (outputs, rank)
-        value = tensors[theirs]
+        value = tensors[theirs] if theirs in chosen else np.zeros(want, np.float32)
         if value.shape != want:
             raise ValueError(
                 f"{directory}: {theirs} has shape {value.shape}; r={rank} and the model imply "
@@ -138,7 +145,47 @@ def _rank_and_alpha(fields: dict[str, Any], path: pathlib.Path) -> tuple[int, fl
         raise ValueError(f"{path}: r is {rank!r}; a whole number above 0 is expected")
     if not fields_lib.is_positive(alpha):
         raise ValueError(f"{path}: lora_alpha is {alpha!r}; a number above 0 is expected")
-    return rank, float(alpha)
+    return rank, float(alpha) * (math.sqrt(rank) if fields.get("use_rslora") else 1)
+
+
+def _module(name: str) -> str:
+    """The module that a tensor adapts, as PEFT's fields speak of it."""
+    return name.removeprefix(_PREFIX).rsplit(".", 2)[0]
+
+
+def _is_chosen(module: str, fields: dict[str, Any], path: pathlib.Path) -> bool:
+    """Whether the fields choose a module, by PEFT's rules (`check_target_module_exists`)."""
+    try:
+        if _is_among(module, fields.get("exclude_modules")):
+            return False
+        targets = fields.get("target_modules")
+        if isinstance(targets, str):
+            return targets == "all-linear" or _is_among(module, targets)
+        if not (targets is None or _is_among(module, targets)):
+            return False
+        blocks = fields.get("layers_to_transform")
+        if blocks is None or blocks == []:
+            return True
+        blocks, lists = (
+            [blocks] if isinstance(blocks, int) else blocks,
+            fields.get("layers_pattern"),
+        )
+        for name in [lists] if isinstance(lists, str) else lists or [r"[^.]*"]:
+            if number := re.match(rf".*\.{name}\.(\d+)\.", module):
+                return int(number[1]) in blocks
+        return False
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"{path}: target_modules, exclude_modules, layers_to_transform and layers_pattern do "
+            f"not choose layers ({error})"
+        ) from error
+
+
+def _is_among(module: str, names: Any) -> bool:
+    """Whether a pattern is that of a module, or names in a list end it."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(f".{module}".endswith(f".{name}") for name in names or ())
 
 
 def _read(directory: pathlib.Path) -> dict[str, np.ndarray]:
@@ -147,7 +194,7 @@ def _read(directory: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise ValueError(f"{path}: not found; PEFT saves it with safe_serialization=True")
     try:
-        tensors = safetensors.numpy.load_file(weights.inside(directory, path))
+        tensors = safetensors.numpy.load_file(storage.followed(directory, path))
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as safetensors ({error})") from error
     for name, value in tensors.items():

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import safetensors
 
-from isara_jax import config, models, storage, weights
+from isara_jax import config, models, storage
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ def _find(directory: pathlib.Path) -> dict[str, set[str]]:
             f"{directory}: the index names {', '.join(missing)}, which is missing; download again"
         )
     for file in shards:
-        weights.inside(directory, directory / file)
+        storage.followed(directory, directory / file)
     return shards
 
 

@@ -1,6 +1,5 @@
 """A pretrained model on disk: what is known of it, its weights, and what is written like it."""
 
-import contextlib
 import pathlib
 import shutil
 from typing import Any, NamedTuple
@@ -8,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import transformers
 from jax.sharding import Mesh
 
@@ -105,6 +103,8 @@ def read(name: str, begin: special_tokens.Begin = "auto") -> Pretrained:
       ValueError: something is missing, damaged, not supported, or of another model.
     """
     path = locate(name)
+    for file in ("config.json", "generation_config.json", *_TOKENIZER):  # which exports copy
+        storage.followed(path, path / file)
     network = weights.load_config(path)
     ends = special_tokens.named_ends(path, network.vocab_size)
     tokenizer = weights.load_tokenizer(path)
@@ -130,17 +130,10 @@ def read_language_model(name: str, begin: special_tokens.Begin = "auto") -> Pret
 def stored_dtype(directory: pathlib.Path) -> str:
     """The type of a checkpoint's weights; `float32`, which holds them all, if there are several.
 
-    Files that cannot be read are left to `weights.load`, which says what is wrong with them.
+    Raises:
+      ValueError: its files cannot be read.
     """
-    found = set()
-    for path in directory.glob("*.safetensors"):
-        with (
-            contextlib.suppress(safetensors.SafetensorError, OSError),
-            safetensors.safe_open(path, framework="numpy") as file,
-        ):
-            # RoPE's frequencies in old checkpoints are f32, and no weights.
-            names = [name for name in file.keys() if not name.endswith("inv_freq")]  # noqa: SIM118
-            found |= {_DTYPES.get(file.get_slice(name).get_dtype()) for name in names}
+    found = {_DTYPES.get(kind) for kind in weights.stored_types(directory)}
     return found.pop() if len(found) == 1 and None not in found else "float32"
 
 
@@ -180,7 +173,7 @@ def copy_tokenizer(base: Pretrained, folder: pathlib.Path) -> None:
 
 
 def copy_files(source: pathlib.Path, folder: pathlib.Path, *names: str) -> None:
-    """Copies those of the files that are there; links are followed inside a model's folder."""
+    """Copies those of the files that are there, following links as `storage.followed` allows."""
     for name in names:
         if (source / name).exists():
-            shutil.copyfile(weights.inside(source, source / name), folder / name)
+            shutil.copyfile(storage.followed(source, source / name), folder / name)

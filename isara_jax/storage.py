@@ -12,6 +12,8 @@ from typing import Any
 
 from isara_jax import config, endings
 
+_LONGEST_CHAIN = 40  # of links, as the kernel has it
+
 
 def cache() -> pathlib.Path:
     """The user's folder for what can be had again, made where it is missing.
@@ -92,6 +94,46 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise config.UserError(f"{path}: a JSON object is expected, found {type(content).__name__}")
     return content
+
+
+def followed(directory: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
+    """`path`, unless it is a link that may bring a file that nobody meant.
+
+    A folder that was unpacked from an archive may hold links to any file of this machine, a key for
+    example under the name of a licence, and what is read from it may be published. So a link leads
+    out of the folder only to a file of its own name, or from weights to weights (`.safetensors`),
+    which hold nothing but tensors. The hub's cache links to `blobs/`, which may itself be a link.
+
+    Args:
+      directory: a model's, or an adapter's.
+      path: a file of it.
+
+    Raises:
+      ValueError: a link leads elsewhere, or nowhere.
+    """
+    folder, file = directory.resolve(), path
+    for _ in range(_LONGEST_CHAIN):
+        if not file.is_symlink():
+            break
+        target = file.parent / file.readlink()
+        if not _may_lead(file, target, folder):
+            raise ValueError(
+                f"{path}: leads to {target.resolve()}, outside the model's folder and called "
+                "otherwise, as links of a downloaded archive may; copy the file there"
+            )
+        file = target
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path}: leads to {path.resolve()}, which is not there; mend the link")
+    return path
+
+
+def _may_lead(link: pathlib.Path, target: pathlib.Path, folder: pathlib.Path) -> bool:
+    """Whether a link may be followed by one step."""
+    if target.name == link.name or target.suffix == link.suffix == ".safetensors":
+        return True
+    here, there = link.parent.resolve(), target.parent.resolve()
+    in_cache = here.parent.name == "snapshots" and there == (here.parent.parent / "blobs").resolve()
+    return in_cache or there.is_relative_to(folder)
 
 
 @contextlib.contextmanager

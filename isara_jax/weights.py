@@ -158,7 +158,7 @@ def _stored(directory: pathlib.Path) -> dict[str, _Stored]:
     if index.exists():
         files = _indexed(directory, index)
     elif single.exists() or single.is_symlink():
-        files = dict.fromkeys(_names_in(inside(directory, single)), single)
+        files = dict.fromkeys(_names_in(storage.followed(directory, single)), single)
     else:
         raise ValueError(_nothing_to_read(directory))
     # A base model saved without its head has no "model." before its names.
@@ -190,7 +190,11 @@ def _indexed(directory: pathlib.Path, index: pathlib.Path) -> dict[str, pathlib.
         raise ValueError(
             f"{directory}: the index names {', '.join(missing)}, which is missing; download again"
         )
-    result = {name: path for path in files.values() for name in _names_in(inside(directory, path))}
+    result = {
+        name: path
+        for path in files.values()
+        for name in _names_in(storage.followed(directory, path))
+    }
     for name, file in weight_map.items():
         if result.get(name) != files[file]:
             found = result[name].name if name in result else "none of its files"
@@ -201,26 +205,6 @@ def _indexed(directory: pathlib.Path, index: pathlib.Path) -> dict[str, pathlib.
 def _names_in(path: pathlib.Path) -> list[str]:
     with _open(path) as file:
         return list(file.keys())
-
-
-def inside(directory: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
-    """`path`, unless it leads out of the model's folder, as a link.
-
-    The hub's cache keeps `snapshots/REVISION/` full of links to `blobs/` beside it: these count as
-    inside.
-
-    Raises:
-      ValueError: it does lead out.
-    """
-    folder, target = directory.resolve(), path.resolve()
-    homes = [folder]
-    if folder.parent.name == "snapshots":
-        homes.append(folder.parent.parent / "blobs")
-    if not any(target.is_relative_to(home) for home in homes):
-        raise ValueError(
-            f"{path}: leads to {target}, outside the model's folder; copy the file there"
-        )
-    return path
 
 
 def _nothing_to_read(directory: pathlib.Path) -> str:
@@ -283,6 +267,23 @@ def load(directory: pathlib.Path, model: models.Decoder, mesh: Mesh) -> dict[str
     if model.config.tied and not model.config.n_labels and "lm_head.weight" in stored:
         _check_copy(stored["lm_head.weight"], stored[match(model.config, "embed/embedding")[1]])
     return unflatten(params)
+
+
+def stored_types(directory: pathlib.Path) -> set[str]:
+    """The types, as safetensors calls them, of the tensors that `load` reads.
+
+    Other files of the folder, such as an adapter's, and tensors that add nothing do not count.
+    """
+    stored, model = _stored(directory), models.build(load_config(directory))
+    names = {match(model.config, path)[1] for path in flatten(abstract_params(model))}
+    by_file: dict[pathlib.Path, list[str]] = {}
+    for name in names & set(stored):
+        by_file.setdefault(stored[name].file, []).append(stored[name].name)
+    types = set()
+    for path, inside in by_file.items():
+        with _open(path) as file:
+            types |= {file.get_slice(name).get_dtype() for name in inside}
+    return types
 
 
 def some(names: Collection[str]) -> str:

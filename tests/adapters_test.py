@@ -133,7 +133,28 @@ FROM_PEFT = {
     "opt": ("opt", {}, "q k v o up down"),
     "opt, a pattern": ("opt", {"target_modules": r".*\.(q_proj|fc2)"}, "q down"),
     "opt, f16": ("opt", {"dtype": np.float16, "target_modules": ["out_proj"]}, "o"),
-}
+    "llama, rsLoRA": ("llama", {"use_rslora": True}, "q k v o gate up down"),
+    "llama, a block": ("llama", {"layers_to_transform": [1]}, "q k v o gate up down"),
+    "llama, the first": (
+        "llama", {"layers_to_transform": 0, "layers_pattern": "layers"}, "q k v o gate up down",
+    ),
+    "llama, some by path": (
+        "llama", {"target_modules": ["layers.0.self_attn.q_proj", "up_proj"]}, "q up",
+    ),
+    "llama, some excluded": (
+        "llama", {"exclude_modules": ["layers.1.mlp.up_proj", "k_proj"]}, "q v o gate up down",
+    ),
+    "llama, a pattern excluded": (
+        "llama", {"target_modules": "all-linear", "exclude_modules": r".*layers\.1\..*"},
+        "q k v o gate up down",
+    ),
+    "opt, a pattern of a block": (
+        "opt", {"target_modules": r".*layers\.0\..*(v_proj|fc1)", "use_rslora": True}, "v up",
+    ),
+    "opt, a block in f16": (
+        "opt", {"dtype": np.float16, "layers_to_transform": [0]}, "q k v o up down",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FROM_PEFT)
@@ -143,12 +164,31 @@ def test_adapters_of_peft_load(name, tmp_path):
     save_from_peft(tmp_path, family, **changed)
     adapter, settings = adapters.load(tmp_path, network(family)[0].config)
     assert settings.targets == tuple(targets.split())
-    assert (settings.rank, settings.alpha) == (5, 12.0)
+    assert settings.rank == 5
+    assert np.isclose(settings.alpha, 12 * (5**0.5 if changed.get("use_rslora") else 1))
     assert {x.dtype for x in jax.tree.leaves(adapter)} == {np.dtype(np.float32)}
     expected = tiny.torch_logits(in_peft(family, tmp_path), IDS)
     assert tiny.difference(logits(family, adapter, settings), expected) < 1e-4
     base = logits(family, None, settings)
     assert tiny.difference(base, expected) > 0.01
+    # Written again it means the same in PEFT, also where it said less.
+    adapters.save(tmp_path / "again", network(family)[0].config, adapter, settings, "base")
+    again = tiny.torch_logits(in_peft(family, tmp_path / "again"), IDS)
+    assert tiny.difference(again, expected) < 1e-4
+
+
+def test_blocks_without_adapter_stay_as_they_are(tmp_path):
+    """Going on with an adapter of one block trains that block, and no other, as in PEFT."""
+    save_from_peft(tmp_path, layers_to_transform=[1])
+    model, params = network("llama")
+    adapter, settings = adapters.load(tmp_path, model.config)
+
+    def loss(trainable):
+        return jnp.sum(jnp.square(_logits(model, params, trainable, settings)))
+
+    found = jax.grad(loss)(adapter)
+    assert not any(np.any(x) for x in jax.tree.leaves(found["layers_0"]))
+    assert all(np.any(x) for x in jax.tree.leaves(found["layers_1"]))
 
 
 # --- damaged -------------------------------------------------------------------------------------
@@ -218,7 +258,10 @@ def test_wrong_tensors_are_named(case, adapter):
 FIELDS = {
     "another kind": ({"peft_type": "IA3"}, ["peft_type is 'IA3'", "'LORA'"]),
     "DoRA": ({"use_dora": True}, ["use_dora is True", "plain LoRA"]),
-    "rsLoRA": ({"use_rslora": True}, ["use_rslora is True"]),
+    "blocks it does not have": ({"layers_to_transform": [0]}, ["unknown: .*layers.1.* more"]),
+    "layers it does not have": ({"target_modules": ["v_proj"]}, ["unknown: .*_proj.* more"]),
+    "a wrong pattern": ({"target_modules": "(q_proj"}, ["target_modules, .* do not choose"]),
+    "blocks that are text": ({"layers_to_transform": 1.5}, ["layers_to_transform .* not choose"]),
     "ranks by layer": ({"rank_pattern": {"q_proj": 8}}, ["rank_pattern is .*q_proj"]),
     "alphas by layer": ({"alpha_pattern": {"q_proj": 8}}, ["alpha_pattern is"]),
     "trained biases": ({"bias": "lora_only"}, ["bias is 'lora_only'", "'none'"]),

@@ -1,6 +1,7 @@
 """Directories of models: how they are stored, written again, and damaged in a hundred ways."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -114,17 +115,44 @@ def test_old_buffers_and_a_copied_head_are_skipped(tmp_path):
 
 
 @pytest.mark.parametrize("shards", [False, True])
-def test_links_of_the_hubs_cache_are_followed(shards, tmp_path):
-    """snapshots/REVISION/* are links to blobs/* beside it: they count as the model's own files."""
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_links_of_the_hubs_cache_are_followed(shards, elsewhere, tmp_path):
+    """snapshots/REVISION/* are links to blobs/* beside it, which may be a link to another disk."""
     theirs = tiny.torch_llama()
     plain, snapshot, blobs = tmp_path / "plain", tmp_path / "snapshots" / "1f", tmp_path / "blobs"
     theirs.save_pretrained(plain, max_shard_size="50KB" if shards else "1GB")
     snapshot.mkdir(parents=True)
-    blobs.mkdir()
+    if elsewhere:
+        (tmp_path / "disk").mkdir()
+        blobs.symlink_to(tmp_path / "disk")
+    else:
+        blobs.mkdir()
     for number, file in enumerate(sorted(plain.iterdir())):
         shutil.move(file, blobs / f"{number:040}")
         (snapshot / file.name).symlink_to(pathlib.Path("../../blobs") / f"{number:040}")
     assert close(snapshot, theirs)
+    mine = tmp_path / "mine"  # links of one's own to those of the cache
+    mine.mkdir()
+    for file in snapshot.iterdir():
+        (mine / file.name).symlink_to(file)
+    assert close(mine, theirs)
+    (tmp_path / "whole").symlink_to(snapshot)
+    assert close(tmp_path / "whole", theirs)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "step_1000.safetensors"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_links_of_ones_own_are_followed(name, relative, tmp_path):
+    """Weights may lie elsewhere, under another name, and so may the other files under theirs."""
+    theirs = tiny.torch_llama()
+    there, here = tmp_path / "there", tmp_path / "here"
+    theirs.save_pretrained(there)
+    here.mkdir()
+    for file in list(there.iterdir()):
+        target = file.rename(there / name) if file.suffix == ".safetensors" else file
+        link = os.path.relpath(target, here) if relative else target
+        (here / file.name).symlink_to(link)
+    assert close(here, theirs)
 
 
 SHARDED = """
@@ -336,17 +364,31 @@ FILES = {
         ],
         ["pytorch_model-00001-of-00002.bin", "python -m isara_jax.convert"],
     ),
-    "link outside": (
-        lambda f: f.file.symlink_to(f.file.rename(f.path.parent / "elsewhere.safetensors")),
-        ["model.safetensors: leads to .*elsewhere.safetensors, outside the model's folder"],
+    "link to what may be anything": (
+        lambda f: f.file.symlink_to(f.file.rename(f.path.parent / "elsewhere")),
+        ["model.safetensors: leads to .*elsewhere, outside the model's folder and called other"],
+    ),
+    "link that brings another text": (
+        lambda f: (f.path / "tokenizer_config.json").symlink_to(
+            (f.path / "tokenizer_config.json").rename(f.path.parent / "credentials")
+        ),
+        ["tokenizer_config.json: leads to .*credentials, outside", "copy the file there"],
+    ),
+    "link over others": (
+        lambda f: [
+            f.file.rename(f.path.parent / "key"),
+            (f.path.parent / f.file.name).symlink_to("key"),
+            f.file.symlink_to(f.path.parent / f.file.name),
+        ],
+        ["model.safetensors: leads to .*/key, outside"],
     ),
     "link to nothing outside": (
         lambda f: (f.file.unlink(), f.file.symlink_to("/nowhere/model.safetensors")),
-        ["model.safetensors: leads to /nowhere/model.safetensors"],
+        ["model.safetensors: leads to /nowhere/model.safetensors, which is not there"],
     ),
     "link to nothing": (
         lambda f: (f.file.unlink(), f.file.symlink_to("gone")),
-        ["model.safetensors: cannot be read"],
+        ["model.safetensors: leads to .*gone, which is not there"],
     ),
     "blobs of something that is no cache": (
         lambda f: [
@@ -396,7 +438,10 @@ FILES = {
         [r"tokenizer has \d+ tokens, the model's embedding 326 rows"],
     ),
     "tokenizer without an end": (
-        lambda f: [f.write(f"{name}_config.json", "{}") for name in ("tokenizer", "generation")],
+        lambda f: [
+            f.write("tokenizer_config.json", "{}"), f.write("generation_config.json", "{}"),
+            f.config(eos_token_id=None),
+        ],
         ["the tokenizer has no eos_token"],
     ),
 }  # fmt: skip

@@ -261,6 +261,10 @@ def test_several_types_become_the_one_that_holds_them(tmp_path):
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     safetensors.torch.save_file(tensors, base / "model.safetensors", {"format": "pt"})
     assert pretrained.stored_dtype(base) == "bfloat16"
+    # Others' tensors do not count: an adapter's, another format's, a shard left over.
+    for name in ("adapter_model", "consolidated", "model-00001-of-00002"):
+        safetensors.torch.save_file({"x": torch.ones(4)}, base / f"{name}.safetensors")
+    assert pretrained.stored_dtype(base) == "bfloat16"
     tensors["model.norm.weight"] = torch.full((32,), 1.0009765)
     safetensors.torch.save_file(tensors, base / "model.safetensors", {"format": "pt"})
     workdir = finished(tmp_path / "run", base, random_adapter(network_of(base)), **LORA)
