@@ -175,6 +175,8 @@ class _Run:
         self.place.keep()
         with metrics.MetricWriter(self.workdir, -1 if done is None else done) as writer:
             state = self._iterate(state, writer)
+        # That of fewer iterations: without it an export waits for the one of the new result.
+        (self.workdir / "summary.json").unlink(missing_ok=True)
         self._export(state.trainable)
         del state  # leaves its memory to the baselines
         self._baselines()
@@ -282,8 +284,6 @@ class _Run:
 
     def _export(self, trainable: lora.Trainable) -> None:
         """The result in a form other programs load."""
-        # Of fewer iterations; without it an export waits for the one that goes with the result.
-        (self.workdir / "summary.json").unlink(missing_ok=True)
         s, network = self.setup, self.setup.program.model.config
         if s.config.train.trainable == "lora":
             adapters.save(
