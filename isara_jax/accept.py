@@ -133,18 +133,20 @@ def decide(
     Returns:
       `[N]` int32.
     """
-    unfinished = params.finished & (question.finish != stops.AT_STOP)
-    # A question must end where its answer's header begins, an answer at EOS or at the next
-    # question's header: their other stop (AT_STOP + 1) means that the template is broken.
-    cut_answer = (
-        params.finished & (answer.finish != stops.AT_EOS) & (answer.finish != stops.AT_STOP)
-    )
+
+    def cut(finish: jax.Array) -> jax.Array:
+        """Out of room, or ended by the other header (AT_STOP + 1): the template is broken.
+
+        A question may end at EOS too: fine-tuned models end any text so.
+        """
+        return (params.finished & (finish == stops.UNFINISHED)) | (finish > stops.AT_STOP)
+
     verdict = jnp.select(
         [
-            unfinished | (question.finish > stops.AT_STOP),
+            cut(question.finish),
             pairs.question.bare.lengths < params.min_tokens,
             known >= params.rouge_l,
-            cut_answer | (answer.finish > stops.AT_STOP),
+            cut(answer.finish),
             pairs.answer.bare.lengths < params.min_tokens,
             answer.score < params.min_score,
         ],

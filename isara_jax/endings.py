@@ -9,6 +9,7 @@ is kept is written under another name and renamed: what was saved stays whole.
 import contextlib
 import errno
 import os
+import re
 import select
 import signal
 import sys
@@ -80,6 +81,9 @@ def _of_the_machine(error: BaseException) -> str:
     """What is said of memory, disks and files; empty for other errors."""
     if isinstance(error, MemoryError):
         return "this machine's memory is full; take fewer --config.slots, or a smaller model"
+    if number := re.search(r"os_error_code='(\d+)'", str(error)):  # below Orbax
+        place = re.search(r'"(/[^"]*)"', str(error))
+        error = OSError(int(number[1]), os.strerror(int(number[1])), place and place[1])
     # JAX's errors by name: this module is imported before it.
     if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
         if "RESOURCE_EXHAUSTED" in str(error):

@@ -261,7 +261,8 @@ class _Watch:
         if status != endings.BUG:
             self._end(f"{self._me}: {said}", status=status)
         traceback.print_exception(error)
-        self._end(f"{self._me}: {type(error).__name__}: {error}", status=status)
+        cause = f"{self._me}: {type(error).__name__}: {error}"
+        self._end(cause, said=f"{self._me}: {said}", status=status)
 
     def interrupted(self) -> None:
         """Tells the others, when a signal ends this process."""

@@ -43,6 +43,11 @@ _COMPARED_BY_CONTENT = {
     "task/seeds", "task/n_seeds", "task/topics", "task/held_out", "evaluation/choices",
     "evaluation/n",
 }  # fmt: skip
+_FOLLOWS_FROM_DATA = {
+    f"{stage}/{field}"
+    for stage in ("question", "answer")
+    for field in ("max_tokens", "prompt_tokens")
+}
 _PATHS = {"model/path", "train/init_adapter", "evaluation/judges"}  # may be spelt otherwise
 
 
@@ -106,24 +111,26 @@ def _check_same_run(setup: Setup, place: remote.Workdir) -> None:
         return
     fields = storage.read_json(path)
     data = fields.pop("data", None)
-    if not fingerprint.agrees(data, setup.data):
-        raise config.ConfigError(
-            f"{place}: seeds, held-out items or choices have changed since this run began "
-            f"({fingerprint.changes(data, setup.data)}). Put them back, or choose another --workdir"
-        )
+    other_data = not fingerprint.agrees(data, setup.data)
     known = config.to_dict(config.resolve(ml_collections.ConfigDict(fields)))  # newer fields too
     old, new = weights.flatten(known), weights.flatten(config.to_dict(setup.config))
+    follows = _FOLLOWS_FROM_DATA if other_data else set()
     changed = [
         f"config.{name.replace('/', '.')}: {old[name]!r} there, {new[name]!r} now"
         for name in new
         if name.split("/")[0] not in _FREE_FIELDS
-        and name not in _COMPARED_BY_CONTENT
+        and name not in _COMPARED_BY_CONTENT | follows
         and not (old[name] == new[name] or (name in _PATHS and _same_place(old[name], new[name])))
     ]
     if changed:
         raise config.ConfigError(
             f"{place} holds a run with another configuration ({'; '.join(changed[:4])}). "
             "Choose another --workdir, or delete that one to start anew"
+        )
+    if other_data:
+        raise config.ConfigError(
+            f"{place}: seeds, held-out items or choices have changed since this run began "
+            f"({fingerprint.changes(data, setup.data)}). Put them back, or choose another --workdir"
         )
 
 
@@ -168,6 +175,8 @@ class _Run:
         self.place.keep()
         with metrics.MetricWriter(self.workdir, -1 if done is None else done) as writer:
             state = self._iterate(state, writer)
+        # That of fewer iterations: without it an export waits for the one of the new result.
+        (self.workdir / "summary.json").unlink(missing_ok=True)
         self._export(state.trainable)
         del state  # leaves its memory to the baselines
         self._baselines()
@@ -271,8 +280,6 @@ class _Run:
 
     def _export(self, trainable: lora.Trainable) -> None:
         """The result in a form other programs load."""
-        # Of fewer iterations; without it an export waits for the one that goes with the result.
-        (self.workdir / "summary.json").unlink(missing_ok=True)
         s, network = self.setup, self.setup.program.model.config
         if s.config.train.trainable == "lora":
             adapters.save(

@@ -137,7 +137,7 @@ def reasons(samples, earlier=None, **filters):
 CASES = [
     ({}, "accepted"),
     ({"q_finish": stops.UNFINISHED}, "question_unfinished"),
-    ({"q_finish": stops.AT_EOS}, "question_unfinished"),  # no answer header followed
+    ({"q_finish": stops.AT_EOS}, "accepted"),  # as fine-tuned models end any text
     ({"q_finish": OTHER}, "question_unfinished"),  # the template is broken
     ({"q_length": 2}, "question_short"),
     ({"q_length": 3}, "accepted"),

@@ -125,6 +125,7 @@ def _caused_by(cause):
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), 1, "a/b: No space.*make room"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "No space.*make room"),
         (_caused_by(PermissionError(errno.EACCES, "Permission denied", "x")), 1, "x: Permission"),
+        (ValueError("Failed: \"/a/b\" [os_error_code='28']"), 1, "/a/b: No space.*make room"),
         (MemoryError(), 1, "memory is full.*slots"),
         (ModuleNotFoundError("No module named 'optax'", name="optax"), 1, "optax.*pip install"),
         (ImportError("cannot import", name="isara_jax.run"), 70, "a bug of isara_jax"),

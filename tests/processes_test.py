@@ -172,7 +172,8 @@ def test_all_end_with_the_first_that_fails(how, who, said):
     n = 3 if who == 2 else 2
     ended = finish(start(FAILS, n, how, who, n=n))
     for number, (code, _, errors) in enumerate(ended):
-        assert code == (-signal.SIGKILL if how == "killed" and number == who else 1), ended
+        own = {"killed": -signal.SIGKILL, "bug": 70, "mistake": 1}[how]
+        assert code == (own if number == who else 1), ended
         assert ("Traceback" in errors) == (how == "bug" and number == who)
         assert number == who or f"isara_jax: {said}" in errors.splitlines(), ended
 
