@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+import tokenizers
 import transformers
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -39,6 +40,8 @@ _EXPONENT = {
 
 # The files a tokenizer is read from: any of these.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+
+_PROBE = "Why so?\n\nBecause: 1"  # any tokenizer's text
 
 flatten = functools.partial(traverse_util.flatten_dict, sep="/")  # {"a/b/c": leaf}
 unflatten = functools.partial(traverse_util.unflatten_dict, sep="/")
@@ -131,13 +134,32 @@ def load_tokenizer(directory: pathlib.Path) -> transformers.PreTrainedTokenizerB
             left_out |= made_up
             tokenizer = read(**left_out)
         special_tokens.complete(tokenizer, directory, left_out)
-        return tokenizer
     except Exception as error:  # the Rust library raises plain `Exception`
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{directory}: its tokenizer cannot be read; a file may be damaged, or a pointer in "
             f"place of one: download it again ({reason})"
         ) from error
+    _check_reading(directory / "tokenizer.json", tokenizer)
+    return tokenizer
+
+
+def _check_reading(path: pathlib.Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+    """Raises `ValueError` where transformers takes a `tokenizer.json` for one of another kind.
+
+    Before 5.22 it did so with byte-level ones whose class is called LlamaTokenizer(Fast).
+    """
+    ids = tokenizer.encode(_PROBE, add_special_tokens=False)
+    if tokenizer.decode(ids).strip() == _PROBE or not path.exists():
+        return
+    alone = tokenizers.Tokenizer.from_file(str(path))
+    if alone.decode(alone.encode(_PROBE, add_special_tokens=False).ids).strip() == _PROBE:
+        raise ValueError(
+            f"{path}: transformers {transformers.__version__} reads it wrongly, as a "
+            f"{type(tokenizer).__name__}; upgrade: pip install --upgrade transformers (5.22 or "
+            'newer), or write "tokenizer_class": "PreTrainedTokenizerFast" into '
+            "tokenizer_config.json"
+        )
 
 
 # --- in ------------------------------------------------------------------------------------------

@@ -278,3 +278,16 @@ def test_a_run_says_how_texts_begin_and_end(llama):
     llama.change("config.json", eos_token_id=[2, 0])
     said = forecast._texts(pretrained.read(str(llama.path), "never").vocabulary)
     assert said == "begin without BOS, end with </s> (2); <unk> (0), </s> (2) end what is drawn"
+
+
+# --- the tokenizer itself ------------------------------------------------------------------------
+
+
+def test_a_tokenizer_that_is_read_wrongly_is_no_fault_of_the_texts(llama, monkeypatch):
+    """transformers before 5.22 reads a byte-level tokenizer.json by the name of its class."""
+    model = storage.read_json(llama.path / "tokenizer.json")["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    wrong = transformers.LlamaTokenizer(vocab=model["vocab"], merges=merges)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: wrong)
+    with pytest.raises(ValueError, match="reads it wrongly, as a LlamaTokenizer; upgrade: pip"):
+        llama.read()
