@@ -51,11 +51,10 @@ def test_what_is_passed_over_is_said(tmp_path):
         "1 seeds themselves (line 7)",
     ):
         assert part in found.about
-    for row, length, item in zip(
-        found.pairs.question, found.pairs.question_length, found.items, strict=True
-    ):
+    for row, length, item in zip(*found.pairs.question.bare, found.items, strict=True):
         assert vocabulary.decode(row[:length]) == f" {item.question}"
-    assert found.pairs.answer.shape == (2, NEW) and not found.pairs.answer_length.any()
+    assert found.pairs.answer.bare.ids.shape == (2, NEW)
+    assert not found.pairs.answer.bare.lengths.any()
 
 
 def test_the_longest_that_fit_are_asked(tmp_path):
@@ -63,7 +62,7 @@ def test_the_longest_that_fit_are_asked(tmp_path):
     overhead = packing.Template.of(tiny.vocabulary("byte_level")).overhead(0)
     room = LIMIT - NEW - overhead
     found, _ = read(tmp_path, prompt("z" * (room - 1)), prompt("z" * room))
-    assert found.pairs.question.shape == (1, room) and "line 2" in found.about
+    assert found.pairs.question.bare.ids.shape == (1, room) and "line 2" in found.about
 
 
 def test_nothing_left_is_refused(tmp_path):
@@ -82,4 +81,4 @@ def test_labels_are_drawn_evenly(tmp_path, n, safe, unsafe):
     kinds = [item.kind for item in found.items]
     assert (kinds.count("safe"), kinds.count("unsafe")) == (safe, unsafe)
     assert found.items == again.items and kinds == sorted(kinds, reverse=True)  # as in the file
-    assert np.array_equal(found.pairs.question, again.pairs.question)
+    assert np.array_equal(found.pairs.question.bare.ids, again.pairs.question.bare.ids)

@@ -66,7 +66,7 @@ def read(
         elif one is None:
             reason = "with characters that the tokenizer changes"
         elif len(one.joined) - template.to_answer > room:
-            reason = f"of more than {room} tokens, which leave no room for {new} of an answer"
+            reason = f"of more than {room} tokens, too long for the model with {new} of an answer"
         else:
             kept.append(prompt)
             spelled[prompt] = one
