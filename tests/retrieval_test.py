@@ -164,7 +164,7 @@ def hidden_means(layer):
     ]
     means = []
     for text in TEXTS:
-        ids = [vocabulary.bos, *vocabulary.plain([f"Question: {text}\nAnswer:"])[0]]
+        ids = [*vocabulary.begin, *vocabulary.plain([f"Question: {text}\nAnswer:"])[0]]
         with torch.no_grad():
             out = theirs.model(torch.tensor([ids]), output_hidden_states=True)
         index = len(states_of) - 1 + layer

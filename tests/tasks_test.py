@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from isara_jax import tasks
+from isara_jax import tasks, tokens
 from isara_jax.tasks import builders, bundled, files
 from isara_jax.tasks.base import Item, Pair
 from isara_jax.testbed import oracle, world
@@ -286,6 +286,11 @@ def test_path_errors(tmp_path):
         files.read_pairs(tmp_path / "nothing.jsonl")
     with pytest.raises(files.SeedError, match="found a directory"):
         files.read_pairs(tmp_path)
+
+
+def test_headers_are_those_of_the_template():
+    """The headers refused in seeds are the ones prompts are made of."""
+    assert files.HEADERS == (tokens.QUESTION, tokens.ANSWER)
 
 
 # --- builders ----------------------------------------------------------------------------------
