@@ -137,7 +137,10 @@ def test_more_iterations_go_on_where_fewer_ended(whole, random_model, tmp_path):
         run.run(config.resolve(small(random_model, iterations=1)), place)
     assert json.loads((place / "summary.json").read_text()) == summary
     raised = run.run(config.resolve(small(random_model, iterations=3)), place)
-    of_isara = [[row for row in s["rows"] if row["method"] == "isara"] for s in (summary, raised)]
+    of_isara = [  # differences are to the last iteration, which is another now
+        [row | {"differences": None} for row in s["rows"] if row["method"] == "isara"]
+        for s in (summary, raised)
+    ]
     assert of_isara[1][:2] == of_isara[0] and of_isara[1][2]["iteration"] == 3
     assert raised["iterations"][:2] == summary["iterations"] and len(raised["iterations"]) == 3
     (sft,) = (row for row in raised["rows"] if row["method"] == "sft")
@@ -275,7 +278,7 @@ def test_changed_prompts_are_another_run(random_model, tmp_path):
     for change in ({}, {}, {"label": "safe"}, {"prompt": "Is it?"}):
         prompts.write_text(json.dumps({"prompt": "Is it so?", "label": "unsafe"} | change) + "\n")
         s = setup.prepare(config.resolve(c), tmp_path / "data", None)
-        found.append(s.fingerprint)
+        found.append(json.dumps(fingerprint.of(s.data)))
     assert found[0] == found[1] and len(set(found)) == 3
     told = forecast.describe(s, "runs/x", None)
     assert "4 seeds, 0 held-out questions (as task.held_out=0), scored by refusals by rule" in told
