@@ -141,13 +141,14 @@ def decide(
         """
         return (params.finished & (finish == stops.UNFINISHED)) | (finish > stops.AT_STOP)
 
+    shortest = jnp.maximum(params.min_tokens, 1)  # what could not be spelled has none
     verdict = jnp.select(
         [
             cut(question.finish),
-            pairs.question.bare.lengths < params.min_tokens,
+            pairs.question.bare.lengths < shortest,
             known >= params.rouge_l,
             cut(answer.finish),
-            pairs.answer.bare.lengths < params.min_tokens,
+            pairs.answer.bare.lengths < shortest,
             answer.score < params.min_score,
         ],
         [jnp.int32(i) for i in range(1, len(REASONS))],

@@ -181,6 +181,12 @@ def test_unfinished_samples_may_be_allowed():
     ]
 
 
+def test_an_empty_text_is_never_kept():
+    """What the tokenizer could not spell is empty, and would be shown as an example."""
+    empty = [GOOD | {"q_length": 0}, GOOD | {"a_length": 0}]
+    assert reasons(empty, min_tokens=0, finished=False) == ["question_short", "answer_short"]
+
+
 def test_filters_can_be_off():
     """A ROUGE-L threshold above one rejects no duplicate, not even an exact one."""
     earlier = np.array([[-1, -1], [0, -1]]), np.array([[0, 0], [1.0, 0]])
