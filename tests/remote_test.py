@@ -297,9 +297,7 @@ def test_a_run_elsewhere_is_continued_as_one_here(
     capsys.readouterr()
     assert run.run(c, url) == summary and len(calls) == 3
     assert f"{url} holds this run, finished" in capsys.readouterr().out
-    with pytest.raises(
-        config.ConfigError, match=f"{url}: seeds, held-out items or choices have changed"
-    ):
+    with pytest.raises(config.ConfigError, match=f"{url} holds a run with another config"):
         run.run(config.resolve(small(model, seed=1)), url)
 
     with (
