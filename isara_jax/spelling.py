@@ -42,17 +42,18 @@ def respell(
       generated: tokens `[N, L]`, lengths `[N]` and finish `[N]`, as of `decode.Generation`.
 
     Returns:
-      The texts, and `[N]` whether each could be spelled in that room; one that could not is empty.
+      The texts, and `[N]` whether each could be spelled in that room; one that could not, or says
+      nothing, is empty.
     """
     texts = _texts(vocabulary, generated, ended)
     found = vocabulary.try_spellings(texts, place)
     fits = [
-        one is not None and len(one.bare) <= room.bare and len(one.joined) <= room.joined
-        for one in found
+        text and one is not None and len(one.bare) <= room.bare and len(one.joined) <= room.joined
+        for text, one in zip(texts, found, strict=True)
     ]
     empty = tokens.Spelling([], [])
     kept = [one if good else empty for one, good in zip(found, fits, strict=True)]
-    return as_text(kept, room), np.asarray(fits)
+    return as_text(kept, room), np.asarray(fits, bool)
 
 
 def texts(

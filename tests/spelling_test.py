@@ -52,7 +52,6 @@ def test_a_text_is_spelled_as_the_tokenizer_spells_it(kind):
         "ab.": [(" ", "a", "b", "."), stops.AT_EOS],
         "abc": [(" ", "ab", "c", "\n", "\n", " Question", ":"), stops.AT_STOP],
         "ba": [("\n", "ba", "\n", "\n"), stops.UNFINISHED],
-        "": [("\n\nQuestion", ":"), stops.AT_STOP],
     }
     rows = [
         ids_of(kind, *pieces) + [vocabulary.eos] * (end == stops.AT_EOS)
@@ -102,3 +101,13 @@ def test_a_text_without_room_counts_as_unfinished(kind):
     assert given_up == ([], [], stops.UNFINISHED)
     assert vocabulary.decode(kept[0]) == " " + "abc" * (LENGTH - 2)
     assert kept[2] == stops.AT_EOS
+
+
+@pytest.mark.parametrize("kind", tiny.TOKENIZERS)
+def test_what_says_nothing_is_empty(kind):
+    """Not even the space behind a header: no filter could tell it from a text of one token."""
+    vocabulary = tiny.vocabulary(kind)
+    rows = [[vocabulary.eos], ids_of(kind, "\n\nQuestion", ":"), ids_of(kind, " ", "\n\n\n")]
+    ends = [stops.AT_EOS, stops.AT_STOP, stops.UNFINISHED]
+    for found in settle(kind, tokens.IN_ANSWER, rows, ends):
+        assert found == ([], [], stops.UNFINISHED)
