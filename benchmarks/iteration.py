@@ -27,7 +27,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import workload
-from isara_jax import decode, executables, iteration, lora, mesh, packing, roofline
+from isara_jax import decode, executables, iteration, lora, mesh, packing, roofline, spelling
 from isara_jax.state import State
 
 _SHAPE = flags.DEFINE_enum(
@@ -218,7 +218,7 @@ def _batches(rows: int, steps: int, batch: int) -> np.ndarray:
 
 def _recorded(
     p: iteration.Program, inputs: iteration.Inputs, state: State, prompts: packing.Prompts,
-    question: iteration.Written, answer_prompts: packing.Prompts, answered: iteration.Answered,
+    question: spelling.Written, answer_prompts: packing.Prompts, answered: iteration.Answered,
 ) -> dict[str, Any]:  # fmt: skip
     """What `peer_hf` repeats: prompts, output lengths, and how tokens are drawn."""
     part = question.text.joined

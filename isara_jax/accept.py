@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import config, decode, packing, retrieval, stops
+from isara_jax import config, packing, retrieval, spelling, stops
 
 REASONS = (
     "accepted",
     "question_unfinished",
+    "question_unspellable",
     "question_short",
     "question_duplicate",
     "answer_unfinished",
+    "answer_unspellable",
     "answer_short",
     "answer_improbable",
 )
@@ -108,9 +110,8 @@ def similarity_within_batch(
 
 
 def decide(
-    pairs: packing.Pairs,
-    question: decode.Generation,
-    answer: decode.Generation,
+    question: spelling.Written,
+    answer: spelling.Written,
     known: jax.Array,
     earlier: tuple[jax.Array, jax.Array],
     params: FilterParams,
@@ -123,9 +124,8 @@ def decide(
     `NEIGHBOURS` nearest by embedding, in the order of the requests.
 
     Args:
-      pairs: N questions and answers.
-      question: how the questions were drawn.
-      answer: how the answers were.
+      question: N of them.
+      answer: their answers.
       known: `[N]` from `similarity_to_pool`.
       earlier: rows and scores from `similarity_within_batch`.
       params: the thresholds.
@@ -141,15 +141,17 @@ def decide(
         """
         return (params.finished & (finish == stops.UNFINISHED)) | (finish > stops.AT_STOP)
 
-    shortest = jnp.maximum(params.min_tokens, 1)  # what could not be spelled has none
+    shortest = jnp.maximum(params.min_tokens, 1)  # an empty text shows nothing
     verdict = jnp.select(
         [
-            cut(question.finish),
-            pairs.question.bare.lengths < shortest,
+            cut(question.drawn.finish),
+            ~question.spelled,
+            question.text.bare.lengths < shortest,
             known >= params.rouge_l,
-            cut(answer.finish),
-            pairs.answer.bare.lengths < shortest,
-            answer.score < params.min_score,
+            cut(answer.drawn.finish),
+            ~answer.spelled,
+            answer.text.bare.lengths < shortest,
+            answer.drawn.score < params.min_score,
         ],
         [jnp.int32(i) for i in range(1, len(REASONS))],
         jnp.int32(0),

@@ -42,6 +42,12 @@ def _cure(name: str, report: Report, rows: np.ndarray, c: Config) -> str:
             f"examples ({field}.k={getattr(c, stage).k}), lower {field}.sampling.temperature, or "
             "take a base model in place of a chat model"
         )
+    if fault == "unspellable":
+        return (
+            "they are bytes that make no text, or need more tokens in the tokenizer's own spelling "
+            f"than {field}.max_tokens={getattr(c, stage).max_tokens}; lower "
+            f"{field}.sampling.temperature, or raise the former"
+        )
     if fault == "short":
         return (
             f"they have fewer than config.filters.min_tokens={c.filters.min_tokens} tokens; lower "

@@ -193,7 +193,7 @@ def questions_alone(p: Program, pairs: packing.Pairs) -> packing.Part:
     bare = pairs.question.bare
     unfinished = jnp.full_like(bare.lengths, stops.UNFINISHED)
     as_drawn = decode.Generation(*bare, unfinished, score=None, drawn=None)
-    return spelling.settled(p.vocabulary, p.template, p.mesh, tokens.ALONE, (), as_drawn)[0].joined
+    return _settled(p, tokens.ALONE, (), as_drawn).text.joined
 
 
 def question_prompts(p: Program, inputs: Inputs, state: State) -> packing.Prompts:
@@ -215,21 +215,13 @@ def question_prompts(p: Program, inputs: Inputs, state: State) -> packing.Prompt
     return packing.prompts(p.template, demos, chosen, capacity)
 
 
-class Written(NamedTuple):
-    """N questions or N answers: as drawn, and as the tokenizer spells them."""
-
-    drawn: decode.Generation
-    text: packing.Text
-
-
 def _settled(
     p: Program, place: tokens.Place, ended: tuple[stops.Stop, ...], drawn: decode.Generation
-) -> Written:
-    text, drawn = spelling.settled(p.vocabulary, p.template, p.mesh, place, ended, drawn)
-    return Written(drawn, text)
+) -> spelling.Written:
+    return spelling.settled(p.vocabulary, p.template, p.mesh, place, ended, drawn)
 
 
-def write_questions(p: Program, inputs: Inputs, state: State) -> tuple[Written, jax.Array]:
+def write_questions(p: Program, inputs: Inputs, state: State) -> tuple[spelling.Written, jax.Array]:
     """Stage 1: new questions from demonstrations alone; and the prompts' tokens."""
     prompts = question_prompts(p, inputs, state)
     key = stage_key(inputs.hyper, state.step, STAGES.index("questions"))
@@ -245,7 +237,7 @@ def write_questions(p: Program, inputs: Inputs, state: State) -> tuple[Written, 
 class Answered(NamedTuple):
     """Answers `[N]`, the questions' embeddings `[N, D]`, the demonstrations shown `[N, k]`."""
 
-    answer: Written
+    answer: spelling.Written
     embedding: jax.Array
     demonstrations: jax.Array
     prompt_tokens: jax.Array
@@ -275,7 +267,9 @@ def answer_prompts(
     return packing.prompts(p.template, demos, chosen, capacity, question), embedding, chosen
 
 
-def answer_questions(p: Program, inputs: Inputs, state: State, question: Written) -> Answered:
+def answer_questions(
+    p: Program, inputs: Inputs, state: State, question: spelling.Written
+) -> Answered:
     """Stage 2: embed the questions, retrieve the nearest demonstrations, answer."""
     c = p.config.answer
     part, longest = question.text.joined, p.config.question.max_tokens
@@ -295,7 +289,7 @@ def answer_questions(p: Program, inputs: Inputs, state: State, question: Written
 
 
 def accept_samples(
-    p: Program, inputs: Inputs, pool: Pool, step: jax.Array, question: Written,
+    p: Program, inputs: Inputs, pool: Pool, step: jax.Array, question: spelling.Written,
     answered: Answered,
 ) -> tuple[Pool, jax.Array]:  # fmt: skip
     """Stage 3: keep what is finished, long enough and new; returns the pool and the reasons."""
@@ -304,9 +298,7 @@ def accept_samples(
         asked, answered.embedding, pool.pairs.question.bare, pool.embedding, pool.count
     )
     earlier = accept.similarity_within_batch(asked, answered.embedding)
-    reason = accept.decide(
-        pairs, question.drawn, answered.answer.drawn, known, earlier, inputs.hyper.filters
-    )
+    reason = accept.decide(question, answered.answer, known, earlier, inputs.hyper.filters)
     return pool.append(pairs, answered.embedding, reason == 0, step + 1), reason
 
 
@@ -374,7 +366,7 @@ def isara_step(
 
 
 def _conclude(
-    p: Program, step: jax.Array, fitted: train.Fit, pool: Pool, question: Written,
+    p: Program, step: jax.Array, fitted: train.Fit, pool: Pool, question: spelling.Written,
     answered: Answered, reason: jax.Array, question_prompts: jax.Array,
 ) -> tuple[State, Report]:  # fmt: skip
     del p

@@ -6,6 +6,7 @@ reads it as text and encodes it again, as it does with seeds. Of two spellings t
 kept, the one that models have read, and the pool is what `tokens.render` of its texts would be.
 """
 
+import codecs
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,20 @@ from jax.sharding import Mesh
 
 from isara_jax import decode, packing, stops, tokens
 from isara_jax import mesh as mesh_lib
+
+
+class Written(NamedTuple):
+    """N generated texts.
+
+    Attributes:
+      drawn: as the model drew them.
+      text: as the tokenizer spells them; empty where it cannot.
+      spelled: `[N]` whether it can.
+    """
+
+    drawn: decode.Generation
+    text: packing.Text
+    spelled: jax.Array
 
 
 class Room(NamedTuple):
@@ -42,37 +57,59 @@ def respell(
       generated: tokens `[N, L]`, lengths `[N]` and finish `[N]`, as of `decode.Generation`.
 
     Returns:
-      The texts, and `[N]` whether each could be spelled in that room; one that could not, or says
-      nothing, is empty.
+      The texts, and `[N]` whether each could be spelled: it is UTF-8, the tokenizer gives it back,
+      and there is room. One that could not, or says nothing, is empty.
     """
-    texts = _texts(vocabulary, generated, ended)
-    found = vocabulary.try_spellings(texts, place)
-    fits = [
-        text and one is not None and len(one.bare) <= room.bare and len(one.joined) <= room.joined
-        for text, one in zip(texts, found, strict=True)
-    ]
+    texts = [_as_utf8(*one) for one in _written(vocabulary, generated, ended)]
+    # The space behind its header is no text: no filter could tell it from one of one token.
+    sought = [text for text in texts if text]
+    found = dict(zip(sought, vocabulary.try_spellings(sought, place), strict=True))
     empty = tokens.Spelling([], [])
-    kept = [one if good else empty for one, good in zip(found, fits, strict=True)]
+    spelled = [found[text] if text else empty if text == "" else None for text in texts]
+    fits = [
+        one is not None and len(one.bare) <= room.bare and len(one.joined) <= room.joined
+        for one in spelled
+    ]
+    kept = [one if good else empty for one, good in zip(spelled, fits, strict=True)]
     return as_text(kept, room), np.asarray(fits, bool)
 
 
 def texts(
     vocabulary: tokens.Vocabulary, drawn: decode.Generation, ended: Sequence[stops.Stop]
 ) -> list[str]:
-    """The texts of a generation on the host, without what ended them and white space around."""
-    return _texts(vocabulary, (drawn.tokens, drawn.lengths, drawn.finish), ended)
+    """The texts of a generation on the host, without what ended them and white space around.
+
+    Bytes that are no UTF-8 are shown as U+FFFD.
+    """
+    written = _written(vocabulary, (drawn.tokens, drawn.lengths, drawn.finish), ended)
+    decoded = [(_as_utf8(*one), one[0]) for one in written]
+    return [
+        raw.decode("utf-8", errors="replace").strip() if text is None else text
+        for text, raw in decoded
+    ]
 
 
-def _texts(
+def _written(
     vocabulary: tokens.Vocabulary,
     generated: tuple[np.ndarray, np.ndarray, np.ndarray],
     ended: Sequence[stops.Stop],
-) -> list[str]:
-    spelled = (
-        stops.text_before(vocabulary.bytes, ids[:n], how, ended)
+) -> list[tuple[bytes, bool]]:
+    """The bytes of each text without what ended it, and whether it was cut for want of room."""
+    return [
+        (stops.text_before(vocabulary.bytes, ids[:n], how, ended), how == stops.UNFINISHED)
         for ids, n, how in zip(*map(np.asarray, generated), strict=True)
-    )
-    return [text.decode("utf-8", errors="replace").strip() for text in spelled]
+    ]
+
+
+def _as_utf8(written: bytes, cut: bool) -> str | None:
+    """A text without white space around it, None where it is no UTF-8.
+
+    One that was cut inside a character ends before it.
+    """
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(written, final=not cut).strip()
+    except UnicodeDecodeError:
+        return None
 
 
 def as_text(spellings: Sequence[tokens.Spelling], room: Room) -> packing.Text:
@@ -94,8 +131,8 @@ def settled(
     place: tokens.Place,
     ended: Sequence[stops.Stop],
     drawn: decode.Generation,
-) -> tuple[packing.Text, decode.Generation]:
-    """Inside jit: a generation's texts; what could not be spelled counts as unfinished.
+) -> Written:
+    """Inside jit: a generation in the tokenizer's own spelling.
 
     Args:
       vocabulary: the tokenizer; without one (programs compiled for devices that are not there and
@@ -111,7 +148,7 @@ def settled(
     if vocabulary is None:
         wide = jnp.pad(drawn.tokens, ((0, 0), (0, room.joined - width)))
         bare, joined = packing.Part(drawn.tokens, drawn.lengths), packing.Part(wide, drawn.lengths)
-        return packing.Text(bare, joined), drawn
+        return Written(drawn, packing.Text(bare, joined), jnp.ones(n, bool))
     # A callback takes its operands from the first device; the result goes back to all of them.
     whole = mesh_lib.replicated(mesh)
 
@@ -122,7 +159,7 @@ def settled(
         packing.Part(ints(n, room.bare), ints(n)), packing.Part(ints(n, room.joined), ints(n))
     )
     operands = (drawn.tokens, drawn.lengths, drawn.finish)
-    text, fits = jax.lax.with_sharding_constraint(
+    text, spelled = jax.lax.with_sharding_constraint(
         jax.pure_callback(
             lambda *arrays: respell(vocabulary, place, ended, room, arrays),
             (result, jax.ShapeDtypeStruct((n,), jnp.bool_)),
@@ -130,4 +167,4 @@ def settled(
         ),
         whole,
     )
-    return text, drawn._replace(finish=jnp.where(fits, drawn.finish, stops.UNFINISHED))
+    return Written(drawn, text, spelled)

@@ -1,6 +1,5 @@
 """What ends a text: strings tracked over bytes inside jit, and the cut on the host."""
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,10 +30,15 @@ class Stop(NamedTuple):
         read = [(frozenset({byte}), frozenset()) for byte in self.text.encode()]
         return [(_NEWLINE, _BLANK), *read] if self.header else read
 
-    @property
-    def pattern(self) -> bytes:
-        """A regular expression of the stop and of the white space before a header."""
-        return rb"\s*\n\s*" * self.header + re.escape(self.text.encode())
+    def before(self, text: bytes) -> bytes:
+        """What stands before the first such stop in `text`, and before a header's white space."""
+        sought, start = self.text.encode(), 0
+        while (at := text.find(sought, start)) >= 0:
+            kept = text[:at].rstrip() if self.header else text[:at]
+            if not self.header or b"\n" in text[len(kept) : at]:
+                return kept
+            start = at + 1
+        return text
 
 
 QUESTION_STOPS = (Stop(tokens.ANSWER, True), Stop(tokens.QUESTION, True))
@@ -124,4 +128,4 @@ def text_before(
     """
     kept = ids[:-1] if finish == AT_EOS else ids
     text = b"".join(spelled[int(i)] for i in kept)
-    return re.split(ended[finish].pattern, text, maxsplit=1)[0] if finish >= AT_STOP else text
+    return ended[finish].before(text) if finish >= AT_STOP else text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rouge_score import rouge_scorer
 
-from isara_jax import accept, config, decode, packing, stops
+from isara_jax import accept, config, decode, packing, spelling, stops
 
 N, L = 40, 12
 
@@ -93,8 +93,8 @@ def test_similarity_within_a_batch_looks_back_only(n):
 # --- the decision ------------------------------------------------------------------------------
 
 STOP, OTHER = stops.AT_STOP, stops.AT_STOP + 1
-GOOD = {"q_finish": STOP, "q_length": 5, "known": 0.0, "a_finish": STOP, "a_length": 9}
-GOOD |= {"score": -1.0}
+GOOD = {"q_finish": STOP, "q_spelled": True, "q_length": 5, "known": 0.0}
+GOOD |= {"a_finish": STOP, "a_spelled": True, "a_length": 9, "score": -1.0}
 
 
 def generation(finish, score):
@@ -124,9 +124,16 @@ def reasons(samples, earlier=None, **filters):
     n = len(samples)
     rows, scores = earlier or (np.full((n, 2), -1), np.zeros((n, 2)))
     found = decide(
-        packing.Pairs(text(columns["q_length"]), text(columns["a_length"])),
-        generation(columns["q_finish"], np.zeros(n)),
-        generation(columns["a_finish"], columns["score"]),
+        spelling.Written(
+            generation(columns["q_finish"], np.zeros(n)),
+            text(columns["q_length"]),
+            jnp.asarray(columns["q_spelled"]),
+        ),
+        spelling.Written(
+            generation(columns["a_finish"], columns["score"]),
+            text(columns["a_length"]),
+            jnp.asarray(columns["a_spelled"]),
+        ),
         jnp.asarray(columns["known"], jnp.float32),
         (jnp.asarray(rows, jnp.int32), jnp.asarray(scores, jnp.float32)),
         accept.FilterParams.of(config.Filters(**filters)),
@@ -139,6 +146,7 @@ CASES = [
     ({"q_finish": stops.UNFINISHED}, "question_unfinished"),
     ({"q_finish": stops.AT_EOS}, "accepted"),  # as fine-tuned models end any text
     ({"q_finish": OTHER}, "question_unfinished"),  # the template is broken
+    ({"q_spelled": False, "q_length": 0}, "question_unspellable"),
     ({"q_length": 2}, "question_short"),
     ({"q_length": 3}, "accepted"),
     ({"known": 0.6}, "question_duplicate"),
@@ -146,6 +154,7 @@ CASES = [
     ({"a_finish": stops.UNFINISHED}, "answer_unfinished"),
     ({"a_finish": OTHER}, "answer_unfinished"),
     ({"a_finish": stops.AT_EOS}, "accepted"),
+    ({"a_spelled": False, "a_length": 0}, "answer_unspellable"),
     ({"a_length": 2}, "answer_short"),
     ({"a_length": 3}, "accepted"),
     ({"score": -2.1}, "answer_improbable"),
@@ -162,8 +171,8 @@ def test_every_reason_is_given_where_it_applies():
 
 def test_the_first_reason_is_told():
     """A sample with every fault is told the first one, in the order of the stages."""
-    sample = GOOD | {"q_finish": OTHER, "q_length": 0, "known": 1.0}
-    sample |= {"a_finish": OTHER, "a_length": 0, "score": -9.0}
+    sample = GOOD | {"q_finish": OTHER, "q_spelled": False, "q_length": 0, "known": 1.0}
+    sample |= {"a_finish": OTHER, "a_spelled": False, "a_length": 0, "score": -9.0}
     for field, reason in zip(GOOD, accept.REASONS[1:], strict=True):
         assert reasons([sample], min_score=-2.0) == [reason]
         sample[field] = GOOD[field]
@@ -182,7 +191,7 @@ def test_unfinished_samples_may_be_allowed():
 
 
 def test_an_empty_text_is_never_kept():
-    """What the tokenizer could not spell is empty, and would be shown as an example."""
+    """An end at once says nothing, and would be shown as an example."""
     empty = [GOOD | {"q_length": 0}, GOOD | {"a_length": 0}]
     assert reasons(empty, min_tokens=0, finished=False) == ["question_short", "answer_short"]
 

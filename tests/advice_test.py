@@ -42,6 +42,7 @@ def test_half_of_the_samples_is_no_fault_of_the_settings():
         ("question_unfinished", {"question": stops.UNFINISHED}, ["config.question.max_tokens=40"]),
         ("question_unfinished", {"question": stops.AT_EOS}, ["chat model", "config.question.k=4"]),
         ("answer_unfinished", {"answer": stops.AT_STOP + 1}, ["config.answer.k=6", "temperature"]),
+        ("answer_unspellable", {}, ["config.answer.max_tokens=72", "temperature"]),
         ("question_short", {}, ["config.filters.min_tokens=2"]),
         ("answer_short", {}, ["config.filters.min_tokens=2", "config.answer.k=6"]),
         ("question_duplicate", {}, ["config.filters.rouge_l=0.7", "temperature=1.0", "top_p=0.9"]),

@@ -24,18 +24,18 @@ def settled(kind, place, drawn):
 
 
 def settle(kind, place, rows, finish):
-    """Of at most N rows of drawn tokens: `bare` and `joined` ids of each, and how it ended."""
+    """Of at most N rows of drawn tokens: `bare` and `joined` ids, and whether it was spelled."""
     ids, lengths = packing.pad([*rows, *[[]] * (N - len(rows))], LENGTH)
     ends = np.asarray([*finish, *[stops.UNFINISHED] * (N - len(rows))], np.int32)
     score = jnp.zeros(N)
-    text, drawn = jax.device_get(
+    _, text, spelled = jax.device_get(
         settled(kind, place, decode.Generation(ids, lengths, ends, score, jnp.int32(0)))
     )
     bare, joined = (
         [row[:n].tolist() for row, n in zip(*part, strict=True)]
         for part in (text.bare, text.joined)
     )
-    return list(zip(bare, joined, drawn.finish.tolist(), strict=True))[: len(rows)]
+    return list(zip(bare, joined, spelled.tolist(), strict=True))[: len(rows)]
 
 
 def ids_of(kind, *texts):
@@ -58,8 +58,8 @@ def test_a_text_is_spelled_as_the_tokenizer_spells_it(kind):
         for pieces, end in drawn.values()
     ]
     found = settle(kind, place, rows, [end for _, end in drawn.values()])
-    for text, (bare, joined, finish), (_, end) in zip(drawn, found, drawn.values(), strict=True):
-        assert finish == end
+    for text, (bare, joined, spelled) in zip(drawn, found, strict=True):
+        assert spelled
         (head, whole, shown) = vocabulary.plain(
             [f"Answer:{rest}" for rest in ("", f" {text}", f" {text}\n\nQuestion:")]
         )
@@ -88,7 +88,7 @@ def test_any_tokens_make_a_prompt_that_the_tokenizer_would_make(kind):
 
 
 @pytest.mark.parametrize("kind", tiny.TOKENIZERS)
-def test_a_text_without_room_counts_as_unfinished(kind):
+def test_a_text_without_room_is_given_up(kind):
     """A spelling longer than the row is not cut: the sample is given up, and told."""
     full = ids_of(kind, *["abc"] * LENGTH)  # behind a header a space comes before it
     vocabulary = tiny.vocabulary(kind)
@@ -98,9 +98,9 @@ def test_a_text_without_room_counts_as_unfinished(kind):
         [[*full[1:], full[0]], [*full[2:], vocabulary.eos]],
         [stops.UNFINISHED, stops.AT_EOS],
     )
-    assert given_up == ([], [], stops.UNFINISHED)
+    assert given_up == ([], [], False)
     assert vocabulary.decode(kept[0]) == " " + "abc" * (LENGTH - 2)
-    assert kept[2] == stops.AT_EOS
+    assert kept[2]
 
 
 @pytest.mark.parametrize("kind", tiny.TOKENIZERS)
@@ -110,4 +110,26 @@ def test_what_says_nothing_is_empty(kind):
     rows = [[vocabulary.eos], ids_of(kind, "\n\nQuestion", ":"), ids_of(kind, " ", "\n\n\n")]
     ends = [stops.AT_EOS, stops.AT_STOP, stops.UNFINISHED]
     for found in settle(kind, tokens.IN_ANSWER, rows, ends):
-        assert found == ([], [], stops.UNFINISHED)
+        assert found == ([], [], True)
+
+
+@pytest.mark.parametrize("kind", tiny.TOKENIZERS)
+def test_only_utf8_is_text(kind):
+    """No U+FFFD that the model never drew is kept; a cut inside a character ends before it."""
+    vocabulary, place = tiny.vocabulary(kind), tokens.IN_ANSWER
+    single = {text: i for i, text in enumerate(vocabulary.bytes) if len(text) == 1}
+    euro = [single[bytes([byte])] for byte in "€".encode()]
+    head = ids_of(kind, "ab")
+    rows = {
+        "ab€": (head + euro + [vocabulary.eos], stops.AT_EOS),
+        "ab": (head + euro[:2], stops.UNFINISHED),
+        "ab\ufffd": (head + euro[:2] + [vocabulary.eos], stops.AT_EOS),
+        "ab\ufffda": (head + euro[1:2] + ids_of(kind, "a"), stops.UNFINISHED),
+    }
+    found = settle(kind, place, [row for row, _ in rows.values()], [e for _, e in rows.values()])
+    assert [spelled for *_, spelled in found] == [True, True, False, False]
+    assert [vocabulary.decode(bare) for bare, *_ in found] == [" ab€", " ab", "", ""]
+    ids, lengths = packing.pad([row for row, _ in rows.values()], LENGTH)
+    ends = np.asarray([end for _, end in rows.values()])
+    drawn = decode.Generation(ids, lengths, ends, None, None)
+    assert spelling.texts(vocabulary, drawn, ENDED[place]) == list(rows)  # as people read them

@@ -17,7 +17,8 @@ from isara_jax.report.table import Summary, get
 
 ISARA, SFT, ICL, BASE = "#0f766e", "#c2612c", "#7a5ea8", "#a3aab2"
 INK = "#33404a"
-REASONS = ("#e0a458", "#a3aab2", "#8aa9c8", "#c58b8b", "#b7a6d3", "#c9c48a", "#7f8c8d")
+REASONS = ("#e0a458", "#a3aab2", "#8aa9c8", "#c58b8b", "#b7a6d3", "#c9c48a", "#7f8c8d",
+           "#9c7a5b")  # fmt: skip
 GOOD = {"harmless", "good", "safe", "aligned", "correct", "truthful", "helpful"}
 BAD = {"harmful", "wrong", "unsafe", "misaligned", "incorrect", "untruthful"}
 STYLE = """
