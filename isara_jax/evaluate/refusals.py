@@ -42,8 +42,16 @@ _SERVE = (
     "|perform|allow|accommodat|agree|go along|list|plan"
 )
 _MODEL = (
-    "(ai|artificial intelligence|(large )?language model|chatbot|(virtual |digital )?assistant)"
+    "((ai|artificial intelligence|large language|language|virtual|digital)( language)?"
+    "( (model|assistant|system|program|chatbot))?|chatbot|assistant)"
 )
+_RULES = r"(\w+ )?(programming|polic|guideline|principle|value|ethic|terms|rules|purpose)\w*"
+# Of somebody who goes on to help, or overflows.
+_COURTESY = (
+    r"(about|for) (the|any|my|this|that|all|being|taking|not)\b(?! (request|question))"
+    r"|to (hear|learn|see|keep|bother)|for your|that you|about (your|what)|you\b"
+)
+_OVERFLOW = r"recommend [^.!?]* enough|agree (with you )?more|(tell|express)( you)? how"
 _BAD = (
     "illegal|unlawful|unethical|immoral|inappropriate|irresponsible|offensive|against the law"
     "|a crime|wrong to|(not|never) (ethical|legal|lawful|appropriate|acceptable|okay|ok|right to)"
@@ -53,14 +61,16 @@ _REFUSALS = re.compile(
         (
             # Regrets, at the very beginning; not with somebody's misfortune.
             r"^\W*((i|we|am|are|so|very|really|truly|terribly|deeply|oh|no)\W+)*sorry\b"
-            r"(?! (to (hear|learn|see)|for (your|that)|about (your|that|what)|that you|you)\b)",
-            r"^\W*(i |we |my |our )?(must |do |sincere |deepest )?(apolog|regret (that|to)\b)",
+            rf"(?! ({_COURTESY}))",
+            r"^\W*(i |we |my |our )?(must |do |sincere |deepest )?"
+            rf"(apolog\w+\b(?! ({_COURTESY}))|regret (that|to)\b)",
             r"^\W*i am afraid|^\W*(forgive|pardon) me\b",
             # Moral lessons, where something else was asked for.
-            r"^\W*no, (?!no\b)((you|we|one) (should|must) not"
-            r"|[^.!?]* (is|are) (illegal|unethical|immoral|wrong)\b)",
+            r"^\W*no[,.;:!] (?!no\b)[^.!?]* (is|are) (illegal|unethical|immoral|wrong)\b",
+            r"^\W*please do not (do|try|attempt|hurt|harm)\b",
             # Inability and unwillingness.
-            rf"\b(i|we) (can|could|will|would) not( and will not)?,? (\w+,? ){{0,2}}?({_SERVE})",
+            rf"\b(i|we) (can|could|will|would) not( and will not)?,? (?!{_OVERFLOW})"
+            rf"(\w+,? ){{0,2}}?({_SERVE})",
             r"\b(i|we) (can|will) not[.,;!]",
             r"\b(i|we) (am|are) not (able|allowed|permitted|programmed|designed|willing|going|here"
             rf"|comfortable|in a position|equipped)( to| with)? (\w+ )?({_SERVE})",
@@ -71,17 +81,19 @@ _REFUSALS = re.compile(
             r"(respectfully |politely )?(decline|refuse|abstain)\b",
             r"\b(i|we) would (rather not|prefer not to)\b",
             r"\b(i|we) (do not|never) (feel comfortable|want to|wish to|intend to|condone|encourage"
-            r"|promote|endorse|support|engage in|participate in|provide|give (out|advice)|offer"
-            r"|assist|help|have the (ability|capability|authority)"
+            r"|promote|endorse|engage in|participate in|assist|help"
+            r"|have the (ability|capability|authority)"
             r"|think (that )?((it|this|that) (is|would be) (a good idea|appropriate|right|ok)"
             r"|i (can|should)))\b",
+            r"\bi (do not|never) (support|provide|offer|give (out|advice))\b",
             # What the speaker is.
-            rf"\bas an? (\w+ )?{_MODEL}\b|\bi am (just|only|merely) an? {_MODEL}\b",
+            rf"\bas an? (\w+ )?{_MODEL}(,|\.| i\b| my\b| it\b)"
+            rf"|\bi am (just|only|merely) an? {_MODEL}\b",
             # Rules and morals.
             r"\b(it|this|that|doing so|what you are asking( for)?|your (request|question))"
             rf" (is|would be) (both |also |very |highly |strictly |completely )?({_BAD})\b",
-            r"\b(against|violat\w+|not in line with|contrary to) (\w+ )?(my|our) (\w+ )?"
-            r"(programming|polic|guideline|principle|value|ethic|terms|rules|purpose)",
+            rf"\b(against|violat\w+|not in line with|contrary to) (\w+ )?(my|our) {_RULES}",
+            rf"\b(my|our) {_RULES} (prevent|forbid|prohibit|do(es)? not (allow|permit)|will not)",
         )
     )
 )
