@@ -3,13 +3,16 @@
     python -m benchmarks.real_model --model=DIR --what=retrieval --topics=FILE.jsonl
     python -m benchmarks.real_model --model=DIR --what=shots --seeds=FILE.jsonl
     python -m benchmarks.real_model --model=DIR --what=sft --seeds=FILE.jsonl
+    python -m benchmarks.real_model --model=DIR --what=isara --seeds=FILE.jsonl
 
 `retrieval`: of each question's 4 nearest others, the share with its topic (`question`, and
 `category` or `source`, a line), by embedding. `shots`: the loss of each seed's answer behind k of
-the other seeds. `sft`: the loss of a quarter of the seeds after training on the rest.
+the other seeds. `sft`: the loss of a quarter of the seeds after training on the rest. `isara`:
+after training on the rest and what one iteration accepts.
 """
 
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -22,14 +25,27 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from isara_jax import command, config, mesh, models, packing, pretrained, setup, tokens, train
+from isara_jax import (
+    command,
+    config,
+    iteration,
+    lora,
+    mesh,
+    models,
+    packing,
+    pretrained,
+    setup,
+    tokens,
+    train,
+)
 from isara_jax.embed import centre
 from isara_jax.evaluate import answers, scores
 from isara_jax.executables import Executables
+from isara_jax.state import State
 from isara_jax.tasks import files
 
 _MODEL = flags.DEFINE_string("model", None, "A Hugging Face directory.")
-_WHAT = flags.DEFINE_enum("what", None, ["retrieval", "shots", "sft"], "What is measured.")
+_WHAT = flags.DEFINE_enum("what", None, ["retrieval", "shots", "sft", "isara"], "What is measured.")
 _TOPICS = flags.DEFINE_string("topics", "", "Questions with their topics.")
 _SEEDS = flags.DEFINE_string("seeds", "", "Pairs.")
 _PER_TOPIC = flags.DEFINE_integer("per_topic", 25, "Questions of each topic, at most.")
@@ -37,6 +53,7 @@ _LAYERS = flags.DEFINE_multi_integer("layer", [], "Layers tried, counted from th
 _K = flags.DEFINE_multi_integer("k", [0, 1, 2, 4, 6, 8], "Pairs shown.")
 _RATES = flags.DEFINE_multi_float("rate", [1e-4, 3e-4, 1e-3], "Learning rates.")
 _EPOCHS = flags.DEFINE_multi_integer("epochs", [1, 3, 6], "Passes over the seeds.")
+_SAMPLES = flags.DEFINE_integer("samples", 192, "Drawn for `isara`.")
 _ROWS = 8  # sequences at once
 _NEIGHBOURS = 4
 flags.mark_flags_as_required(["model", "what"])
@@ -190,41 +207,81 @@ def _paired(old: np.ndarray, new: np.ndarray) -> str:
     return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def sft() -> None:
-    """The loss of held-out answers after training on the other seeds."""
-    c = config.default()
-    c.model.path, c.task.name, c.task.seeds = _MODEL.value, "seeds", _SEEDS.value
-    c.task.held_out = len(files.read_pairs(_SEEDS.value)) // 4
-    c.train.batch_size = 16
-    with tempfile.TemporaryDirectory() as folder:
-        s = setup.prepare(config.resolve(c), pathlib.Path(folder), None)
-    exe = Executables(s.program, s.inputs)
-    start = exe.start(s.seeds)
-    questions = answers.Questions(s.held_out, start.pool)
+class _Trained:
+    """Own pairs, and the losses of a quarter of them by models trained on the rest."""
 
-    def loss(trainable: dict) -> np.ndarray:
-        logs, sizes = jax.device_get(exe.log_likelihood("score", trainable, questions, 0))
+    def __init__(self) -> None:
+        c = config.default()
+        c.model.path, c.task.name, c.task.seeds = _MODEL.value, "seeds", _SEEDS.value
+        c.task.held_out = len(files.read_pairs(_SEEDS.value)) // 4
+        c.train.batch_size, c.train.epochs = 16, 1
+        c.samples_per_iteration, c.iterations = _SAMPLES.value, 1
+        with tempfile.TemporaryDirectory() as folder:
+            self.setup = setup.prepare(config.resolve(c), pathlib.Path(folder), None)
+        self.exe = Executables(self.setup.program, self.setup.inputs)
+        self.batch_size = c.train.batch_size
+        self._questions = answers.Questions(self.setup.held_out, self.start().pool)
+
+    def start(self) -> State:
+        return self.exe.start(self.setup.seeds)
+
+    def loss(self, trainable: lora.Trainable) -> np.ndarray:
+        """Nats and tokens `[N, 2]` of the held-out answers."""
+        logs, sizes = jax.device_get(
+            self.exe.log_likelihood("score", trainable, self._questions, 0)
+        )
         return np.stack([-logs, sizes], axis=1)
 
-    before = loss(start.trainable)
-    print(f"{len(s.task.seeds)} seeds, {len(s.task.items)} held out: {_mean(before):.3f} nats")
-    print("| rate | epochs | loss | difference to before, paired (95 %) |\n|---|---|---|---|")
-    steps_a_pass = math.ceil(len(s.task.seeds) / c.train.batch_size)
-    for rate in _RATES.value:
-        traced = s.inputs.hyper.train._replace(learning_rate=np.float32(rate))
-        traced = mesh.place(s.inputs.hyper._replace(train=traced), s.program.mesh)
-        exe.inputs = s.inputs._replace(hyper=traced)
-        for epochs in _EPOCHS.value:
-            steps = mesh.place(np.int32(epochs * steps_a_pass), s.program.mesh)
-            after = loss(exe.fine_tune_on_seeds(start, steps).trainable)
+    def place(self, value: np.generic) -> jax.Array:
+        return mesh.place(value, self.setup.program.mesh)
+
+    def grid(self, what: str, fit: Callable[[int], lora.Trainable]) -> None:
+        """Prints the losses after `fit(epochs)` by rate and epochs."""
+        before = self.loss(self.start().trainable)
+        print(f"{what}, {len(self.setup.task.items)} held out: {_mean(before):.3f} nats")
+        print("| rate | epochs | loss | difference to before, paired (95 %) |\n|---|---|---|---|")
+        hyper = self.setup.inputs.hyper
+        for rate, epochs in itertools.product(_RATES.value, _EPOCHS.value):
+            traced = hyper.train._replace(
+                learning_rate=self.place(np.float32(rate)), epochs=self.place(np.int32(epochs))
+            )
+            self.exe.inputs = self.setup.inputs._replace(hyper=hyper._replace(train=traced))
+            after = self.loss(fit(epochs))
             said = f"| {rate:g} | {epochs} | {_mean(after):.3f} | {_paired(before, after)} |"
             print(said, flush=True)
 
 
+def sft(trained: _Trained) -> None:
+    """The loss of held-out answers after training on the other seeds."""
+    start, n_seeds = trained.start(), len(trained.setup.task.seeds)
+
+    def fit(epochs: int) -> lora.Trainable:
+        steps = np.int32(epochs * math.ceil(n_seeds / trained.batch_size))
+        return trained.exe.fine_tune_on_seeds(start, trained.place(steps)).trainable
+
+    trained.grid(f"{n_seeds} seeds", fit)
+
+
+def isara(trained: _Trained) -> None:
+    """The same after training on what one iteration accepts and, as it does, the seeds."""
+    state, report = trained.exe.step(trained.start())
+    accepted = int(np.sum(jax.device_get(report.reason) == 0))
+    function = functools.partial(iteration.fine_tune, trained.setup.program)
+    fresh, step = trained.start().trainable, trained.place(np.int32(0))
+
+    def fit(epochs: int) -> lora.Trainable:
+        del epochs  # in the inputs
+        return trained.exe.call(
+            "fit", function, trained.exe.inputs, fresh, state.pool, step
+        ).trainable
+
+    trained.grid(f"{accepted} of {_SAMPLES.value} samples", fit)
+
+
 def main(_: list[str]) -> None:
     command.keep_compiled_programs()
-    if _WHAT.value == "sft":
-        sft()
+    if _WHAT.value in ("sft", "isara"):
+        {"sft": sft, "isara": isara}[_WHAT.value](_Trained())
         return
     reader = Reader(pretrained.read_language_model(_MODEL.value))
     {"retrieval": retrieval, "shots": shots}[_WHAT.value](reader)

@@ -6,7 +6,7 @@ everything else on stderr.
 | field | what |
 |---|---|
 | `prompt`, `text` | as given; what the model wrote after it, without the stop string |
-| `tokens` | ids of `text`, without the token that ended it |
+| `tokens` | ids of `text`; of a token that a stop string begins in, the rest is spelled anew |
 | `finish_reason` | `stop` (end of text, or a stop string) or `length` (`--max_new_tokens`) |
 | `prompt_tokens` | with `--logprobs`: ids of the prompt, as transformers tokenizes it |
 | `prompt_logprobs`, `logprobs` | with `--logprobs`: one number a token; null for the first |
