@@ -1,6 +1,6 @@
 """Loading a checkpoint: GB/s, and the host's peak memory beyond the arrays placed.
 
-    python -m benchmarks.load --shape=llama_7b --layers=3 --folder=DIR
+    python -m benchmarks.formats.load --shape=llama_7b --layers=3 --folder=DIR
 
 writes random bf16 weights of that shape once (`--layers=0`: all of them), loads them as a run
 does, and prints one JSON line. Peak: anonymous memory, sampled every few milliseconds; on a CPU the
@@ -24,7 +24,10 @@ import safetensors
 from absl import app, flags
 
 from benchmarks import workload
-from isara_jax import mesh, models, storage, weights
+from isara_jax.devices import mesh
+from isara_jax.files import storage
+from isara_jax.formats import weights
+from isara_jax.models import decoder, families
 
 _SHAPE = flags.DEFINE_enum("shape", "llama_7b", ("llama_7b", "opt_6.7b"), "Whose shapes.")
 _LAYERS = flags.DEFINE_integer("layers", 0, "Blocks; 0: all.")
@@ -45,11 +48,11 @@ class _Random:
         return bits.view(ml_dtypes.bfloat16).reshape(self.shape)
 
 
-def write(folder: pathlib.Path, network: models.DecoderConfig) -> None:
+def write(folder: pathlib.Path, network: decoder.DecoderConfig) -> None:
     """A Hugging Face folder of random weights, without a tokenizer."""
-    shapes = weights.abstract_params(models.build(network, jnp.bfloat16))
+    shapes = weights.abstract_params(families.build(network, jnp.bfloat16))
     weights.save(folder, network, jax.tree.map(_Random, shapes))
-    storage.write_json(folder / "config.json", models.family_of(network).to_hf(network))
+    storage.write_json(folder / "config.json", families.family_of(network).to_hf(network))
 
 
 def _anonymous() -> int:
@@ -95,7 +98,7 @@ def main(_: list[str]) -> None:
     network = dataclasses.replace(network, n_layers=_LAYERS.value or network.n_layers)
     if not (folder / "config.json").exists():
         write(folder, network)
-    model = models.build(weights.load_config(folder), jnp.dtype(_DTYPE.value))
+    model = families.build(weights.load_config(folder), jnp.dtype(_DTYPE.value))
     devices = mesh.make()
     jax.device_put(np.zeros(8)).block_until_ready()
     copied = _copy_seconds(folder)  # also brings the files into the page cache

@@ -1,9 +1,9 @@
 """What suits a real language model, one factor at a time.
 
-    python -m benchmarks.real_model --model=DIR --what=retrieval --topics=FILE.jsonl
-    python -m benchmarks.real_model --model=DIR --what=shots --seeds=FILE.jsonl
-    python -m benchmarks.real_model --model=DIR --what=sft --seeds=FILE.jsonl
-    python -m benchmarks.real_model --model=DIR --what=isara --seeds=FILE.jsonl
+    python -m benchmarks.host.real_model --model=DIR --what=retrieval --topics=FILE.jsonl
+    python -m benchmarks.host.real_model --model=DIR --what=shots --seeds=FILE.jsonl
+    python -m benchmarks.host.real_model --model=DIR --what=sft --seeds=FILE.jsonl
+    python -m benchmarks.host.real_model --model=DIR --what=isara --seeds=FILE.jsonl
 
 `retrieval`: of each question's 4 nearest others, the share with its topic (`question`, and
 `category` or `source`, a line), by embedding. `shots`: the loss of each seed's answer behind k of
@@ -25,24 +25,19 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from isara_jax import (
-    command,
-    config,
-    iteration,
-    lora,
-    mesh,
-    models,
-    packing,
-    pretrained,
-    setup,
-    tokens,
-    train,
-)
-from isara_jax.embed import centre
+from isara_jax import config
+from isara_jax.devices import mesh
 from isara_jax.evaluate import answers, scores
-from isara_jax.executables import Executables
-from isara_jax.state import State
+from isara_jax.files import compilation_cache
+from isara_jax.formats import pretrained
+from isara_jax.host import setup
+from isara_jax.host.executables import Executables
+from isara_jax.method import iteration, train
+from isara_jax.method.embed import centre
+from isara_jax.method.state import State
+from isara_jax.models import decoder, lora
 from isara_jax.tasks import files
+from isara_jax.text import packing, tokens
 
 _MODEL = flags.DEFINE_string("model", None, "A Hugging Face directory.")
 _WHAT = flags.DEFINE_enum("what", None, ["retrieval", "shots", "sft", "isara"], "What is measured.")
@@ -88,7 +83,7 @@ class Reader:
 
 
 def _pooled(
-    layers: Sequence[int], model: models.Decoder, params: dict, ids: jax.Array, lengths: jax.Array,
+    layers: Sequence[int], model: decoder.Decoder, params: dict, ids: jax.Array, lengths: jax.Array,
     begin: jax.Array,
 ) -> jax.Array:  # fmt: skip
     """Mean over all tokens, mean over the question's own, last token: `[R, L, 3, D]`."""
@@ -153,7 +148,7 @@ def _nearest(vectors: np.ndarray, centred: bool = True) -> np.ndarray:
 
 
 def _answer_loss(
-    model: models.Decoder, params: dict, ids: jax.Array, lengths: jax.Array, begin: jax.Array
+    model: decoder.Decoder, params: dict, ids: jax.Array, lengths: jax.Array, begin: jax.Array
 ) -> jax.Array:
     batch = train.Sequences(ids, lengths, begin, None)
     losses, inside = train.answer_losses(model, {"params": params}, batch, 256)
@@ -279,7 +274,7 @@ def isara(trained: _Trained) -> None:
 
 
 def main(_: list[str]) -> None:
-    command.keep_compiled_programs()
+    compilation_cache.keep_compiled_programs()
     if _WHAT.value in ("sft", "isara"):
         {"sft": sft, "isara": isara}[_WHAT.value](_Trained())
         return

@@ -1,13 +1,15 @@
 """One ISARA iteration, stage by stage: seconds, tokens a second, and how far from the roofline.
 
-    python -m benchmarks.iteration --shape=tiny_llama --peer
+    python -m benchmarks.method.iteration --shape=tiny_llama --peer
 
 prints a table and appends a line of JSON to `--out`. `--peer` then runs the same work by
-transformers and PEFT (`benchmarks.peer_hf`), alone on the machine, and checks that it was the same.
+transformers and PEFT (`benchmarks.method.peer_hf`), alone on the machine, and checks that it was
+the same.
 
 Two numbers a stage: floating-point operations over the fastest matrix product, and bytes that must
 be moved over the fastest copy, both measured here in the same run. The larger is the roofline.
-What is counted is in `isara_jax.roofline`; retrieval counts as the prefill of its questions.
+What is counted is in `isara_jax.planning.roofline`; retrieval counts as the prefill of its
+questions.
 """
 
 import functools
@@ -27,8 +29,14 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import workload
-from isara_jax import decode, executables, iteration, lora, mesh, packing, roofline, spelling
-from isara_jax.state import State
+from isara_jax.devices import mesh
+from isara_jax.host import executables
+from isara_jax.method import iteration
+from isara_jax.method.state import State
+from isara_jax.models import lora
+from isara_jax.planning import roofline
+from isara_jax.sampler import decode, spelling
+from isara_jax.text import packing
 
 _SHAPE = flags.DEFINE_enum(
     "shape", "tiny_llama", (*workload.BUNDLED, *workload.NETWORKS), "What to measure."
@@ -307,7 +315,7 @@ def run_peer(folder: pathlib.Path, result: dict[str, Any], dtype: str) -> dict[s
     """The same work by transformers and PEFT, in a process of its own."""
     batch = _PEER_BATCH.value or str(result["slots"])
     command = [
-        sys.executable, "-m", "benchmarks.peer_hf", f"--workload={folder / 'workload.npz'}",
+        sys.executable, "-m", "benchmarks.method.peer_hf", f"--workload={folder / 'workload.npz'}",
         f"--model={folder / 'model'}", f"--dtype={dtype}", f"--threads={os.cpu_count()}",
         f"--search_batch={batch}" if "," in batch else f"--batch={batch}",
         "--cache=fastest" if result["platform"] == "cpu" else "--cache=dynamic",
@@ -389,7 +397,7 @@ def main(arguments: list[str]) -> None:
         result = ours(None)
     else:  # each in a process of its own: one program at a time holds the memory of a GPU
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "benchmarks.iteration", *sys.argv[1:]]
+            command = [sys.executable, "-m", "benchmarks.method.iteration", *sys.argv[1:]]
             result = _last_line([*command, f"--record={folder}"])
             result["peers"] = []
             for dtype in _PEER_DTYPES.value or [result["dtype"]]:

@@ -1,10 +1,10 @@
 """The peer: one ISARA iteration as users of transformers and PEFT run it, timed by stage.
 
-    OMP_WAIT_POLICY=PASSIVE KMP_BLOCKTIME=0 python -m benchmarks.peer_hf \
+    OMP_WAIT_POLICY=PASSIVE KMP_BLOCKTIME=0 python -m benchmarks.method.peer_hf \
         --workload=FILE.npz --model=DIR --dtype=float32 --batch=64 --threads=2
 
-does the work recorded in FILE (`benchmarks/iteration.py` writes it) with `generate`, PEFT's LoRA
-and AdamW, and prints one JSON line last. It runs in a process of its own: torch and JAX never share
+does the work recorded in FILE (`benchmarks.method.iteration` writes it) with `generate`, PEFT's
+LoRA and AdamW, and prints one JSON line last. It runs in a process of its own: torch and JAX never share
 one. Requests are taken in the order given, in batches that end with their longest row; every row
 ends after as many tokens as our sampler drew for it, so that both sides do equal work. What was
 done is counted where it was done, for the benchmark to compare.

@@ -1,6 +1,6 @@
 """Retrieval: queries a second and recall, exact on the device and by ScaNN, by size of the pool.
 
-    python -m benchmarks.retrieval
+    python -m benchmarks.method.retrieval
 
 A call is what an iteration makes: for ScaNN the host callback, the index built and forgotten. Rows
 `hash` and `tree` force the indices that so few queries would not be given.
@@ -17,7 +17,8 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import workload
-from isara_jax import mesh, retrieval
+from isara_jax.devices import mesh
+from isara_jax.method import retrieval
 
 _POOLS = flags.DEFINE_list("pools", ["64", "2000", "20000", "100000"], "Rows of the pool.")
 _QUERIES = flags.DEFINE_integer("queries", 512, "Questions of an iteration.")

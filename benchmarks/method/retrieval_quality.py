@@ -1,9 +1,9 @@
 """Which embedding retrieves best: the share of the 4 nearest seeds in the query's topic.
 
-    python -m benchmarks.retrieval_quality
+    python -m benchmarks.method.retrieval_quality
 
 For each block of the bundled model and each way to pool it. `retrieval.layer` has its default from
-this table, and `isara_jax.embed` its pooling.
+this table, and `isara_jax.method.embed` its pooling.
 """
 
 import random
@@ -13,14 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app
 
-from isara_jax import mesh, models, packing, pretrained, tokens
-from isara_jax.embed import centre
-from isara_jax.testbed import world
+from isara_jax.devices import mesh
+from isara_jax.formats import pretrained
+from isara_jax.method.embed import centre
+from isara_jax.models import decoder
+from isara_jax.tasks import world
+from isara_jax.text import packing, tokens
 
 POOL, QUERIES, NEIGHBOURS = 256, 256, 4
 
 
-def _hidden(model: models.Decoder, params: dict, ids: np.ndarray) -> list[jax.Array]:
+def _hidden(model: decoder.Decoder, params: dict, ids: np.ndarray) -> list[jax.Array]:
     """Hidden states `[N, T, D]` after each number of blocks."""
     run = jax.jit(
         lambda n: model.apply({"params": params}, jnp.asarray(ids), n_layers=n)[0], static_argnums=0

@@ -1,7 +1,7 @@
 """What an iteration costs as one size grows: pool, samples, prompt, answer, slots; and refilling.
 
-    python -m benchmarks.scaling --vary=pool
-    python -m benchmarks.scaling --vary=refill
+    python -m benchmarks.method.scaling --vary=pool
+    python -m benchmarks.method.scaling --vary=refill
 
 Random weights of a small LLaMA whose blocks are those of a 7B in proportion. Every line is the
 fused iteration, compiled for its shapes, run once to warm up and once to be timed. The pool is
@@ -21,9 +21,13 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from benchmarks import workload
-from isara_jax import decode, executables, iteration, mesh, sampling, stops
+from isara_jax.devices import mesh
+from isara_jax.host import executables
+from isara_jax.method import iteration
+from isara_jax.method.state import State
 from isara_jax.models import llama
-from isara_jax.state import State
+from isara_jax.sampler import decode, sampling
+from isara_jax.text import stops
 
 NETWORK = llama.LlamaConfig(
     vocab_size=4096, width=256, hidden=688, n_layers=4, n_heads=4, n_kv_heads=4, head_size=64,

@@ -1,6 +1,6 @@
 """Memory of the compiled programs on devices one need not have.
 
-    python -m benchmarks.memory --shape=llama_7b --topology=v5p:2x2x1 --mesh=1x1x4
+    python -m benchmarks.planning.memory --shape=llama_7b --topology=v5p:2x2x1 --mesh=1x1x4
 
 compiles for these devices the sampler's decoding loop, the prefill of one refill, and LoRA steps
 with and without recomputed blocks. Prints what each takes on a device, and the largest arrays that
@@ -29,13 +29,17 @@ import jax
 from absl import app, flags
 
 from benchmarks import workload
-from isara_jax import blueprint, config, decode, estimate, hardware, hlo, models, pieces, scheduling
+from isara_jax import config
+from isara_jax.devices import hardware
+from isara_jax.models import decoder
+from isara_jax.planning import blueprint, estimate, hlo, pieces
+from isara_jax.sampler import decode, scheduling
 
 PROGRAMS = ("decode", "prefill", "lora", "lora_remat")
 
 
 def draw(
-    network: models.DecoderConfig, devices: Sequence[jax.Device], mesh: str, *, slots: int,
+    network: decoder.DecoderConfig, devices: Sequence[jax.Device], mesh: str, *, slots: int,
     prompt: int, new: int, batch: int = 32, kv_cache: str = "auto", remat: bool = False,
 ) -> blueprint.Blueprint:  # fmt: skip
     """A run of the network with texts of `new` tokens after prompts of `prompt`."""

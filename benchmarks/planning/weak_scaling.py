@@ -1,9 +1,9 @@
 """Work and exchanges of each device as devices and batches grow together; nothing runs.
 
-    python -m benchmarks.weak_scaling --shape=llama_7b --model=4
+    python -m benchmarks.planning.weak_scaling --shape=llama_7b --model=4
 
-compiles the pieces that stages repeat (`isara_jax.pieces`) for 4, 16, 64 and 256 TPU chips: a
-decoding step, a refill, an embedding, an optimiser step. Sequences a device stay the same, so that
+compiles the pieces that stages repeat (`isara_jax.planning.pieces`) for 4, 16, 64 and 256 TPU
+chips: a decoding step, a refill, an embedding, an optimiser step. Sequences a device stay the same, so that
 perfect scaling shows as equal rows. A compiler is needed, not a TPU: `jax[tpu]`.
 """
 
@@ -11,8 +11,10 @@ import jax
 from absl import app, flags
 
 from benchmarks import workload
-from isara_jax import blueprint, config, estimate, hardware
+from isara_jax import config
+from isara_jax.devices import hardware
 from isara_jax.models import shapes
+from isara_jax.planning import blueprint, estimate
 
 FLAGS = flags.FLAGS
 TOPOLOGIES = ("2x2", "4x4", "8x8", "16x16")

@@ -1,6 +1,6 @@
 """Prompts in token space against the tokenizer's own ids of the same text.
 
-    python -m benchmarks.seams --seeds=FILE.jsonl DIR...
+    python -m benchmarks.text.seams --seeds=FILE.jsonl DIR...
 
 For each folder with a tokenizer, prompts with six pairs and a question, packed on the device as a
 run packs them; beside it, how many would differ if every text were encoded alone and joined.
@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from isara_jax import packing, spelling, tokens, weights
+from isara_jax.formats import weights
 from isara_jax.tasks import files
+from isara_jax.text import encoding, packing, tokens
 
 _SEEDS = flags.DEFINE_multi_string("seeds", None, "A file of pairs; may be given again.")
 _K = flags.DEFINE_integer("k", 6, "Pairs shown in a prompt.")
@@ -26,7 +27,7 @@ jax.config.update("jax_platforms", "cpu")
 def _texts(vocabulary: tokens.Vocabulary, texts: list[str], place: tokens.Place) -> packing.Text:
     found = vocabulary.spellings(texts, place)
     widths = [max(len(s[form]) for s in found) for form in range(2)]
-    return spelling.as_text(found, spelling.Room(*widths))
+    return encoding.as_text(found, encoding.Room(*widths))
 
 
 def _alone(vocabulary: tokens.Vocabulary, text: str) -> list[int]:

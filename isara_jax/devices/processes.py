@@ -24,7 +24,9 @@ import numpy as np
 from jax._src import distributed  # what processes share by name has no public interface
 from jax.experimental import multihost_utils
 
-from isara_jax import config, endings, mesh
+from isara_jax import config
+from isara_jax.devices import mesh
+from isara_jax.shell import endings
 
 # After which JAX takes a process for dead that is frozen, or waits no longer for others at the end.
 _HEARTBEAT_SECONDS, _SHUTDOWN_SECONDS = 50, 30

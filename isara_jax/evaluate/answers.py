@@ -5,8 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from isara_jax import decode, iteration, lora, mesh, packing, sampling, train
-from isara_jax.state import Pool
+from isara_jax.devices import mesh
+from isara_jax.method import iteration, train
+from isara_jax.method.state import Pool
+from isara_jax.models import lora
+from isara_jax.sampler import decode, sampling
+from isara_jax.text import packing
 
 _KEY = 1 << 20  # a step number no iteration reaches, for the keys of evaluations
 

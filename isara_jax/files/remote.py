@@ -20,7 +20,8 @@ import filelock
 import fsspec
 from fsspec.registry import known_implementations
 
-from isara_jax import config, storage
+from isara_jax import config
+from isara_jax.files import storage
 
 _SOURCE = ".source"  # in a copy, the URL it was made of
 # What tells two versions of a file apart, the surest first; each store has its own.

@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from isara_jax import config, endings
+from isara_jax import config
+from isara_jax.shell import endings
 
 _LONGEST_CHAIN = 40  # of links, as the kernel has it
 

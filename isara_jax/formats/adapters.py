@@ -9,7 +9,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from isara_jax import config, lora, models, remote, storage, weights
+from isara_jax import config
+from isara_jax.files import remote, storage
+from isara_jax.formats import weights
+from isara_jax.models import decoder, lora
 from isara_jax.models import fields as fields_lib
 
 _PREFIX = "base_model.model."
@@ -25,7 +28,7 @@ _KNOWN = {
 _INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 
 
-def _tensor_names(network: models.DecoderConfig, settings: config.Lora) -> dict[str, str]:
+def _tensor_names(network: decoder.DecoderConfig, settings: config.Lora) -> dict[str, str]:
     """Our path (`layers_i/attention/q/a`) of each tensor of an adapter, by PEFT's name."""
     names = {}
     for layer in lora.target_shapes(network, settings):
@@ -38,7 +41,7 @@ def _tensor_names(network: models.DecoderConfig, settings: config.Lora) -> dict[
 
 def save(
     directory: pathlib.Path,
-    network: models.DecoderConfig,
+    network: decoder.DecoderConfig,
     adapter: lora.Trainable,
     settings: config.Lora,
     base: str,
@@ -77,7 +80,7 @@ def locate(name: str) -> pathlib.Path:
 
 
 def load(
-    directory: pathlib.Path, network: models.DecoderConfig
+    directory: pathlib.Path, network: decoder.DecoderConfig
 ) -> tuple[lora.Trainable, config.Lora]:
     """Reads an adapter that PEFT, or `save`, has written.
 
@@ -204,7 +207,7 @@ def _read(directory: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _targets(
-    names: set[str], network: models.DecoderConfig, directory: pathlib.Path
+    names: set[str], network: decoder.DecoderConfig, directory: pathlib.Path
 ) -> tuple[str, ...]:
     """Which of our layers an adapter has, by its tensors: `target_modules` may be a pattern."""
     every = config.Lora()

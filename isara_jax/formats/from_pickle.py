@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING
 
 import safetensors
 
-from isara_jax import config, models, storage
+from isara_jax import config
+from isara_jax.files import storage
+from isara_jax.models import families
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +55,7 @@ def convert(directory: pathlib.Path) -> list[pathlib.Path]:
     """
     shards = _find(directory)
     path = directory / "config.json"
-    tied = models.from_hf(storage.read_json(path), str(path)).tied
+    tied = families.from_hf(storage.read_json(path), str(path)).tied
     _check_torch()
     _check_room(directory, shards)
     weight_map, total = {}, 0

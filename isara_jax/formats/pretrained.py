@@ -10,11 +10,13 @@ import numpy as np
 import transformers
 from jax.sharding import Mesh
 
-from isara_jax import mesh as mesh_lib
-from isara_jax import models, remote, special_tokens, storage, tokens, weights
-from isara_jax.models import attention
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.files import remote, storage
+from isara_jax.formats import weights
+from isara_jax.models import attention, decoder, families
+from isara_jax.text import special_tokens, tokens
 
-_TESTBED = pathlib.Path(__file__).parent / "testbed"
+_TESTBED = pathlib.Path(__file__).parents[1] / "testbed"
 BUNDLED = {name: _TESTBED / name for name in ("tiny_llama", "tiny_opt")}
 # All that a tokenizer may consist of. Copied, not saved anew: transformers 5 would write names of
 # classes that older versions, and what builds on them, do not know.
@@ -41,10 +43,10 @@ class Pretrained(NamedTuple):
     """
 
     path: pathlib.Path
-    network: models.DecoderConfig
+    network: decoder.DecoderConfig
     vocabulary: tokens.Vocabulary
 
-    def build(self, dtype: str, mesh: Mesh, kv_cache: str = "auto") -> models.Decoder:
+    def build(self, dtype: str, mesh: Mesh, kv_cache: str = "auto") -> decoder.Decoder:
         """The module, as it runs fastest on these devices.
 
         Args:
@@ -55,9 +57,9 @@ class Pretrained(NamedTuple):
         kind = choose_dtype(dtype, mesh.devices.flat[0])
         how = attention.settings(mesh, kind, self.network.head_size, kv_cache)
         several = mesh if mesh.size > 1 else None
-        return models.build(self.network, kind, how=how, mesh=several)
+        return families.build(self.network, kind, how=how, mesh=several)
 
-    def load(self, dtype: str, mesh: Mesh) -> tuple[models.Decoder, dict[str, Any]]:
+    def load(self, dtype: str, mesh: Mesh) -> tuple[decoder.Decoder, dict[str, Any]]:
         """The module and its weights on the mesh; `dtype` as for `choose_dtype`.
 
         Raises:
@@ -153,7 +155,7 @@ def save_model(folder: pathlib.Path, base: Pretrained, params: dict[str, Any]) -
         "torch_dtype": dtype
     }
     # What was saved without a head may be called a bare model; this one has a head.
-    fields["architectures"] = models.family_of(base.network).to_hf(base.network)["architectures"]
+    fields["architectures"] = families.family_of(base.network).to_hf(base.network)["architectures"]
     storage.write_json(folder / "config.json", fields)
     copy_files(base.path, folder, "generation_config.json")
     copy_tokenizer(base, folder)

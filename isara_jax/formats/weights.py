@@ -23,7 +23,9 @@ import transformers
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from isara_jax import models, special_tokens, storage
+from isara_jax.files import storage
+from isara_jax.models import decoder, families
+from isara_jax.text import special_tokens
 
 METADATA = {"format": "pt"}
 SHARD_BYTES = 4 << 30  # of a file that is written
@@ -47,17 +49,17 @@ flatten = functools.partial(traverse_util.flatten_dict, sep="/")  # {"a/b/c": le
 unflatten = functools.partial(traverse_util.unflatten_dict, sep="/")
 
 
-def match(network: models.DecoderConfig, path: str) -> tuple[models.Row, str]:
+def match(network: decoder.DecoderConfig, path: str) -> tuple[decoder.Row, str]:
     """The table's row for one of our paths, and the tensor's Hugging Face name."""
     index = re.search(r"layers_(\d+)/", path)
     number = index.group(1) if index else ""
-    for row in models.family_of(network).table:
+    for row in families.family_of(network).table:
         if row.ours.replace("{i}", number) == path:
             return row, row.theirs.replace("{i}", number)
     raise KeyError(f"no row of the weight table describes the parameter {path!r}")
 
 
-def abstract_params(model: models.Decoder) -> dict[str, Any]:
+def abstract_params(model: decoder.Decoder) -> dict[str, Any]:
     """Shapes and dtypes of the network's parameters, as a tree; nothing is allocated."""
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     return jax.eval_shape(
@@ -66,7 +68,7 @@ def abstract_params(model: models.Decoder) -> dict[str, Any]:
 
 
 def sharding(
-    network: models.DecoderConfig, path: str, shape: tuple[int, ...], mesh: Mesh
+    network: decoder.DecoderConfig, path: str, shape: tuple[int, ...], mesh: Mesh
 ) -> NamedSharding:
     """Where the table puts a parameter.
 
@@ -88,7 +90,7 @@ def sharding(
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
-def load_config(directory: pathlib.Path) -> models.DecoderConfig:
+def load_config(directory: pathlib.Path) -> decoder.DecoderConfig:
     """The network of a Hugging Face directory.
 
     Raises:
@@ -99,7 +101,7 @@ def load_config(directory: pathlib.Path) -> models.DecoderConfig:
     path = directory / "config.json"
     if not path.exists() and (found := sorted(directory.glob("*.gguf"))):
         raise ValueError(f"{directory}: holds a GGUF file alone; {_how_to_get_one(found[0])}")
-    network = models.from_hf(storage.read_json(path), str(path))
+    network = families.from_hf(storage.read_json(path), str(path))
     if network.n_labels:  # safe-rlhf's configs do not always say whether the head has a bias
         found = _stored(directory).get("score.bias")
         if found and found.name == "score_head.bias":
@@ -248,7 +250,7 @@ def _open(path: pathlib.Path) -> Any:
         ) from error
 
 
-def load(directory: pathlib.Path, model: models.Decoder, mesh: Mesh) -> dict[str, Any]:
+def load(directory: pathlib.Path, model: decoder.Decoder, mesh: Mesh) -> dict[str, Any]:
     """Reads the weights onto the mesh; each device reads only its slice.
 
     Beside what is placed, the host holds one slice of one tensor at a time.
@@ -296,7 +298,7 @@ def stored_types(directory: pathlib.Path) -> set[str]:
 
     Other files of the folder, such as an adapter's, and tensors that add nothing do not count.
     """
-    stored, model = _stored(directory), models.build(load_config(directory))
+    stored, model = _stored(directory), families.build(load_config(directory))
     names = {match(model.config, path)[1] for path in flatten(abstract_params(model))}
     by_file: dict[pathlib.Path, list[str]] = {}
     for name in names & set(stored):
@@ -314,7 +316,7 @@ def some(names: Collection[str]) -> str:
     return (", ".join(sorted(names)[:4]) or "none") + more
 
 
-def _may_be_skipped(name: str, network: models.DecoderConfig) -> bool:
+def _may_be_skipped(name: str, network: decoder.DecoderConfig) -> bool:
     """Whether a tensor adds nothing.
 
     Old checkpoints carry RoPE's frequencies, which follow from the config; tied ones a copy of the
@@ -423,7 +425,7 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def save(
-    directory: pathlib.Path, network: models.DecoderConfig, params: dict, dtype: Any = None
+    directory: pathlib.Path, network: decoder.DecoderConfig, params: dict, dtype: Any = None
 ) -> None:
     """Writes safetensors under Hugging Face's names: one file or, above 4 GiB, several.
 
@@ -458,7 +460,7 @@ def save(
 
 
 def _shards(
-    network: models.DecoderConfig, params: dict, dtype: np.dtype | None
+    network: decoder.DecoderConfig, params: dict, dtype: np.dtype | None
 ) -> Iterator[dict[str, str]]:
     """Our paths by Hugging Face name, in portions of at most `SHARD_BYTES`."""
     shard: dict[str, str] = {}
@@ -473,7 +475,7 @@ def _shards(
     yield shard
 
 
-def _fetch(network: models.DecoderConfig, path: str, params: dict, dtype: Any) -> np.ndarray:
+def _fetch(network: decoder.DecoderConfig, path: str, params: dict, dtype: Any) -> np.ndarray:
     """One tensor on the host, in Hugging Face's layout."""
     node: Any = params
     for part in path.split("/"):

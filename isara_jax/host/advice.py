@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from isara_jax import accept, stops
 from isara_jax.config import Config
-from isara_jax.state import Report
+from isara_jax.method import accept
+from isara_jax.method.state import Report
+from isara_jax.text import stops
 
 _SHARE = 0.5  # of the samples, from which on a reason is a fault of the settings
 

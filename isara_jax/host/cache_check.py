@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from isara_jax import iteration, mesh, packing
-from isara_jax.iteration import Inputs, Program
-from isara_jax.state import Pool
+from isara_jax.devices import mesh
+from isara_jax.method import iteration
+from isara_jax.method.iteration import Inputs, Program
+from isara_jax.method.state import Pool
+from isara_jax.text import packing
 
 WORST_DIVERGENCE = 0.02  # nats a token, mean; full-precision sampling at temperature 1 has 1 to 3
 

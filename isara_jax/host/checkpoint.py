@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from isara_jax import remote
-from isara_jax.state import State
+from isara_jax.files import remote
+from isara_jax.method.state import State
 
 KEPT = 2  # the newest checkpoints that stay on disk
 

@@ -12,24 +12,15 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from isara_jax import (
-    adapters,
-    config,
-    decode,
-    lengths,
-    lora,
-    models,
-    packing,
-    pretrained,
-    remote,
-    sampling,
-    scheduling,
-    stops,
-    tokens,
-    train,
-)
-from isara_jax import mesh as mesh_lib
+from isara_jax import config
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.files import remote
+from isara_jax.formats import adapters, pretrained
+from isara_jax.method import train
+from isara_jax.models import decoder, lora
+from isara_jax.sampler import decode, sampling, scheduling
 from isara_jax.tasks import files
+from isara_jax.text import encoding, packing, stops, tokens
 
 _MULTIPLE = 64  # rows are padded to a multiple of it, so that few shapes are compiled
 _A_PROMPT = '{"prompt": "..."}'
@@ -55,7 +46,7 @@ class Writer(NamedTuple):
     """A model on the mesh: `variables` are those of `Module.apply`, with adapter or without."""
 
     base: pretrained.Pretrained
-    model: models.Decoder
+    model: decoder.Decoder
     variables: dict[str, Any]
     mesh: Mesh
 
@@ -138,7 +129,7 @@ def encode(base: pretrained.Pretrained, prompt: Prompt, max_new_tokens: int) -> 
 def capacity(rows: Iterable[Sequence[int]], limit: int) -> int:
     """Columns for `rows`, none of which is longer than `limit`."""
     longest = max(len(row) for row in rows)
-    return min(lengths.round_up(longest, _MULTIPLE), limit)
+    return min(encoding.round_up(longest, _MULTIPLE), limit)
 
 
 class Conversation:
@@ -164,7 +155,7 @@ class Conversation:
                 shown = longer
             else:
                 self.pairs.pop()
-        self.capacity = min(lengths.round_up(len(shown) + kept, _MULTIPLE), room)
+        self.capacity = min(encoding.round_up(len(shown) + kept, _MULTIPLE), room)
 
     def _encode(self, question: str | None) -> list[int]:
         (ids,) = self._vocabulary.plain([tokens.render(self.pairs, question)])
@@ -291,7 +282,7 @@ def log_probabilities(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _losses(
-    model: models.Decoder, mesh: Mesh, rows_at_once: int, variables: dict, ids: jax.Array
+    model: decoder.Decoder, mesh: Mesh, rows_at_once: int, variables: dict, ids: jax.Array
 ) -> jax.Array:
     """Cross-entropy of `ids [N, T]` from the second on, in nats, `[N, T - 1]`."""
 

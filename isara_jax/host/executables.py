@@ -9,12 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from isara_jax import cache_check, embed, iteration, lora, packing, sampling, train, weights
-from isara_jax import mesh as mesh_lib
-from isara_jax.decode import Generation
+from isara_jax.devices import mesh as mesh_lib
 from isara_jax.evaluate import answers
-from isara_jax.iteration import Inputs, Program
-from isara_jax.state import Pool, Report, State
+from isara_jax.formats import weights
+from isara_jax.host import cache_check
+from isara_jax.method import embed, iteration, train
+from isara_jax.method.iteration import Inputs, Program
+from isara_jax.method.state import Pool, Report, State
+from isara_jax.models import lora
+from isara_jax.sampler import sampling
+from isara_jax.sampler.decode import Generation
+from isara_jax.text import packing
 
 
 def initial_state(p: Program, inputs: Inputs, seeds: packing.Pairs) -> State:

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import packing, pretrained, remote, special_tokens, tokens
 from isara_jax.evaluate import judges
-from isara_jax.setup import Setup
+from isara_jax.files import remote
+from isara_jax.formats import pretrained
+from isara_jax.host.setup import Setup
+from isara_jax.text import packing, special_tokens, tokens
 
 # Seen on 2 cores, with the bundled model and with SmolLM2-135M: seconds of compilation, in all and
 # for each block, and the speed of reading, drawing and training as a share of a matrix product's.

@@ -6,11 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from isara_jax import config, lora, mesh, packing, sampling, spelling, stops
+from isara_jax import config
+from isara_jax.devices import mesh
 from isara_jax.evaluate import answers, choices, judges, refusals, scores
-from isara_jax.executables import Executables
-from isara_jax.setup import Setup
+from isara_jax.host.executables import Executables
+from isara_jax.host.setup import Setup
+from isara_jax.models import lora
+from isara_jax.sampler import sampling, spelling
 from isara_jax.tasks import base
+from isara_jax.text import packing, stops
 
 N_EXAMPLES = 5
 NLL = "nll_per_token"

@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from isara_jax import accept, advice, spelling, stops, storage
 from isara_jax.evaluate import scores
-from isara_jax.evaluate.held_out import Scored
-from isara_jax.setup import Setup
-from isara_jax.state import Report
+from isara_jax.files import storage
+from isara_jax.host import advice
+from isara_jax.host.held_out import Scored
+from isara_jax.host.setup import Setup
+from isara_jax.method import accept
+from isara_jax.method.state import Report
+from isara_jax.sampler import spelling
 from isara_jax.tasks.base import Item
+from isara_jax.text import stops
 
 
 class History:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from isara_jax import config, storage
+from isara_jax import config
+from isara_jax.files import storage
 
 
 def _truncate(path: pathlib.Path, resume_step: int) -> None:

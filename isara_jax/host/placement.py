@@ -9,8 +9,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from isara_jax import config, hardware, models, weights
-from isara_jax import mesh as mesh_lib
+from isara_jax import config
+from isara_jax.devices import hardware
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.formats import weights
+from isara_jax.models import decoder, families
 
 # Of a device's memory, for weights and what training keeps of them; the rest is for the cache and
 # for activations.
@@ -20,7 +23,7 @@ _TRAINED_BYTES = 20
 
 
 def choose(
-    c: config.Config, network: models.DecoderConfig, itemsize: int, devices: Sequence[jax.Device]
+    c: config.Config, network: decoder.DecoderConfig, itemsize: int, devices: Sequence[jax.Device]
 ) -> mesh_lib.Shape:
     """The mesh of `config.mesh`, checked; `auto` spreads the batch as far as the memory allows.
 
@@ -58,7 +61,7 @@ def choose(
 
 
 def shapes(
-    c: config.Config, network: models.DecoderConfig, n_devices: int
+    c: config.Config, network: decoder.DecoderConfig, n_devices: int
 ) -> Iterator[mesh_lib.Shape]:
     """The meshes over all devices that divide model and batches, the least split weights first."""
     rows = math.gcd(*(config.field(c, name) for name in config.SPREAD))
@@ -70,7 +73,7 @@ def shapes(
                 yield data, fsdp, model
 
 
-def check(network: models.DecoderConfig, shape: mesh_lib.Shape, name: str = "the model") -> None:
+def check(network: decoder.DecoderConfig, shape: mesh_lib.Shape, name: str = "the model") -> None:
     """Raises `config.ConfigError` where a mesh does not divide a model of that name."""
     sizes = dict(zip(mesh_lib.AXES, shape, strict=True))
     for axis, most in divisors(network).items():
@@ -82,7 +85,7 @@ def check(network: models.DecoderConfig, shape: mesh_lib.Shape, name: str = "the
             )
 
 
-def divisors(network: models.DecoderConfig) -> dict[str, int]:
+def divisors(network: decoder.DecoderConfig) -> dict[str, int]:
     """The largest number of devices along `fsdp` and `model`; others must divide it.
 
     Every axis that the weight table spreads must divide, but the vocabulary's, which then stays
@@ -98,17 +101,17 @@ def divisors(network: models.DecoderConfig) -> dict[str, int]:
     return {axis: math.gcd(*found) for axis, found in sizes.items()}
 
 
-def n_params(network: models.DecoderConfig) -> int:
+def n_params(network: decoder.DecoderConfig) -> int:
     """Parameters of a model."""
     one, two = (sum(x.size for x in _parameters(network, n).values()) for n in (1, 2))
     return one + (two - one) * (network.n_layers - 1)
 
 
 @functools.cache
-def _parameters(network: models.DecoderConfig, layers: int) -> dict[str, jax.ShapeDtypeStruct]:
+def _parameters(network: decoder.DecoderConfig, layers: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes by path of the network with so many blocks: all of them take seconds."""
     shallow = dataclasses.replace(network, n_layers=layers)
-    return weights.flatten(weights.abstract_params(models.build(shallow)))
+    return weights.flatten(weights.abstract_params(families.build(shallow)))
 
 
 def placed_bytes(tree: Any) -> int:
@@ -117,7 +120,7 @@ def placed_bytes(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def training_bytes(network: models.DecoderConfig, mesh: Mesh) -> float:
+def training_bytes(network: decoder.DecoderConfig, mesh: Mesh) -> float:
     """Bytes on one device of what training all weights adds to them."""
     return _TRAINED_BYTES * n_params(network) / (mesh.shape["fsdp"] * mesh.shape["model"])
 
@@ -131,5 +134,5 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _described(network: models.DecoderConfig) -> str:
+def _described(network: decoder.DecoderConfig) -> str:
     return f"{network.n_heads} heads, width {network.width}, hidden {network.hidden}"

@@ -11,30 +11,21 @@ import jax
 import ml_collections
 import numpy as np
 
-from isara_jax import (
-    adapters,
-    checkpoint,
-    config,
-    fingerprint,
-    forecast,
-    lora,
-    mesh,
-    metrics,
-    pretrained,
-    processes,
-    remote,
-    storage,
-    weights,
-)
-from isara_jax.cache_check import WORST_DIVERGENCE
+from isara_jax import config
+from isara_jax.devices import mesh, processes
 from isara_jax.evaluate.answers import Questions
-from isara_jax.evaluate.held_out import HeldOut
-from isara_jax.executables import Executables
-from isara_jax.history import History
-from isara_jax.progress import Progress
+from isara_jax.files import remote, storage
+from isara_jax.formats import adapters, pretrained, weights
+from isara_jax.host import checkpoint, fingerprint, forecast, metrics
+from isara_jax.host.cache_check import WORST_DIVERGENCE
+from isara_jax.host.executables import Executables
+from isara_jax.host.held_out import HeldOut
+from isara_jax.host.history import History
+from isara_jax.host.setup import Setup, prepare
+from isara_jax.method.progress import Progress
+from isara_jax.method.state import Pool, State
+from isara_jax.models import lora
 from isara_jax.report import html, table
-from isara_jax.setup import Setup, prepare
-from isara_jax.state import Pool, State
 
 # Fields that may change between the start of a run and its continuation.
 _FREE_FIELDS = {"iterations", "execution", "compilation_cache", "mesh", "slots"}

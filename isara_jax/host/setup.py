@@ -8,31 +8,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from isara_jax import (
-    adapters,
-    config,
-    fingerprint,
-    hardware,
-    iteration,
-    lengths,
-    lora,
-    models,
-    packing,
-    placement,
-    pretrained,
-    processes,
-    retrieval,
-    scheduling,
-    stops,
-    tasks,
-    tokens,
-    train,
-    weights,
-)
-from isara_jax import mesh as mesh_lib
+from isara_jax import config
+from isara_jax.devices import hardware, processes
+from isara_jax.devices import mesh as mesh_lib
 from isara_jax.evaluate import choices, judges, prompts
-from isara_jax.models import shapes
-from isara_jax.progress import Progress
+from isara_jax.formats import adapters, pretrained, weights
+from isara_jax.host import fingerprint, lengths, placement
+from isara_jax.method import iteration, retrieval, train
+from isara_jax.method.progress import Progress
+from isara_jax.models import decoder, lora, shapes
+from isara_jax.sampler import scheduling
+from isara_jax.tasks import domains
+from isara_jax.tasks.base import Task
+from isara_jax.text import packing, stops, tokens
 
 BUNDLED_SEEDS = 32
 
@@ -56,7 +44,7 @@ class Setup(NamedTuple):
     """
 
     config: config.Config
-    task: tasks.Task
+    task: Task
     vocabulary: tokens.Vocabulary
     program: iteration.Program
     inputs: iteration.Inputs
@@ -127,10 +115,10 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
     )
 
 
-def load_task(c: config.Config, data_dir: pathlib.Path) -> tasks.Task:
+def load_task(c: config.Config, data_dir: pathlib.Path) -> Task:
     """The domain, with as many items as are asked; there must be something to report."""
     n_seeds = c.task.n_seeds or (0 if c.task.seeds else BUNDLED_SEEDS)
-    task = tasks.load(
+    task = domains.load(
         c.task.name, c.task.seeds or None, n_seeds, c.task.topics, c.task.held_out, c.seed, data_dir
     )
     answered = task.items or c.evaluation.prompts
@@ -173,7 +161,7 @@ def read_base(c: config.Config) -> pretrained.Pretrained:
 
 
 def _read_evaluation(
-    c: config.Config, task: tasks.Task, base: pretrained.Pretrained, template: packing.Template
+    c: config.Config, task: Task, base: pretrained.Pretrained, template: packing.Template
 ) -> tuple[tuple[judges.Reading, ...], choices.Choices | None, prompts.Prompts | None]:
     """Judges, without their weights, questions with choices, and prompts, on the host."""
     readings, asked, prompted = judges.read(c.evaluation), None, None
@@ -208,7 +196,7 @@ def _program(
     )
 
 
-def _with_mesh(c: config.Config, network: models.DecoderConfig) -> config.Config:
+def _with_mesh(c: config.Config, network: decoder.DecoderConfig) -> config.Config:
     """The configuration with the mesh that suits the model and the devices there are."""
     devices = jax.devices()
     itemsize = jnp.dtype(pretrained.choose_dtype(c.model.dtype, devices[0])).itemsize
@@ -244,7 +232,7 @@ def _inputs(
     )
 
 
-def _initial_adapter(c: config.Config, network: models.DecoderConfig) -> lora.Trainable | None:
+def _initial_adapter(c: config.Config, network: decoder.DecoderConfig) -> lora.Trainable | None:
     """The adapter that training starts from, on the host."""
     if not lora.target_shapes(network, c.train.lora):
         raise config.ConfigError(

@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import config, packing, retrieval, spelling, stops
+from isara_jax import config
+from isara_jax.method import retrieval
+from isara_jax.sampler import spelling
+from isara_jax.text import packing, stops
 
 REASONS = (
     "accepted",

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from isara_jax import mesh as mesh_lib
-from isara_jax import models, packing
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.models import decoder
+from isara_jax.text import packing
 
 
 def questions(
-    model: models.Decoder,
+    model: decoder.Decoder,
     base: dict,
     template: packing.Template,
     question: packing.Part,
@@ -20,7 +21,7 @@ def questions(
 ) -> jax.Array:
     r"""Mean hidden state over the wrapped question `Question: q\nAnswer:`.
 
-    Measured on the bundled model (benchmarks/retrieval_quality.py): the mean over the wrapped
+    Measured on the bundled model (`benchmarks.method.retrieval_quality`): the mean over the wrapped
     question retrieves better than its last token, and the last block better than inner ones.
 
     Args:

@@ -15,27 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from isara_jax import (
-    accept,
-    decode,
-    embed,
-    lengths,
-    lora,
-    models,
-    packing,
-    retrieval,
-    sampling,
-    scheduling,
-    spelling,
-    stops,
-    tokens,
-    train,
-)
-from isara_jax import mesh as mesh_lib
 from isara_jax.config import Config
-from isara_jax.models import attention
-from isara_jax.progress import Progress
-from isara_jax.state import Pool, Report, State
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.method import accept, embed, retrieval, train
+from isara_jax.method.progress import Progress
+from isara_jax.method.state import Pool, Report, State
+from isara_jax.models import attention, decoder, lora
+from isara_jax.sampler import decode, sampling, scheduling, spelling
+from isara_jax.text import encoding, packing, stops, tokens
 
 STAGES = ("questions", "answers", "accept", "train")
 SHUFFLE = len(STAGES)  # a stage number for keys alone
@@ -46,7 +33,7 @@ class Program:
     """Everything static: configuration, network, tokenizer, template, devices and shapes."""
 
     config: Config
-    model: models.Decoder
+    model: decoder.Decoder
     vocabulary: tokens.Vocabulary | None
     template: packing.Template
     mesh: Mesh
@@ -57,7 +44,7 @@ class Program:
     progress: Progress | None = None
 
     @property
-    def trained(self) -> models.Decoder:
+    def trained(self) -> decoder.Decoder:
         """The network as it is trained."""
         return self.model.clone(remat=self.training.remat)
 
@@ -86,7 +73,7 @@ class Program:
         q, a = self.config.question.max_tokens, self.config.answer.max_tokens
         template = self.template
         around = len(template.bos) + len(template.start) + template.to_answer + 1
-        return lengths.round_up(q + around + a, attention.STREAM_BLOCKS)
+        return encoding.round_up(q + around + a, attention.STREAM_BLOCKS)
 
     @property
     def answer_span(self) -> int:

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-from isara_jax import endings
+from isara_jax.shell import endings
 
 _UNITS = {
     "questions": "tokens",

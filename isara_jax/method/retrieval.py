@@ -8,12 +8,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from isara_jax import config
-from isara_jax import mesh as mesh_lib
+from isara_jax.devices import mesh as mesh_lib
 
 # ScaNN's own guide: brute force below HASH_FROM points, then asymmetric hashing with reordering,
 # above TREE_FROM a tree over partitions of about the square root of their number. An index is built
 # for one call and forgotten, so each kind must also have the queries that repay its building
-# (measured by benchmarks/retrieval.py; both grow with the points, so their ratio does not).
+# (measured by benchmarks/method/retrieval.py; both grow with the points, so their ratio does not).
 HASH_FROM, TREE_FROM = 20_000, 100_000
 HASH_QUERIES, TREE_QUERIES = 2_500, 10_000
 

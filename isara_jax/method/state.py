@@ -5,7 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from isara_jax import decode, lora, packing
+from isara_jax.models import lora
+from isara_jax.sampler import decode
+from isara_jax.text import packing
 
 
 class Pool(NamedTuple):

@@ -14,8 +14,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from isara_jax import config, lora, models, packing
-from isara_jax import mesh as mesh_lib
+from isara_jax import config
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.models import decoder, lora
+from isara_jax.text import packing
 
 LOGITS_BYTES = 512 << 20  # of f32 logits at once on a device
 
@@ -75,7 +77,7 @@ def _ceil_div(a: jax.Array, b: int) -> jax.Array:
 
 
 def answer_losses(
-    model: models.Decoder, variables: dict, batch: Sequences, span: int
+    model: decoder.Decoder, variables: dict, batch: Sequences, span: int
 ) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of what follows `begin`, in nats, `[B, span]`, and its mask.
 
@@ -91,7 +93,7 @@ def answer_losses(
 
 
 def token_losses(
-    model: models.Decoder, variables: dict, hidden: jax.Array, targets: jax.Array
+    model: decoder.Decoder, variables: dict, hidden: jax.Array, targets: jax.Array
 ) -> jax.Array:
     """Cross-entropy `[B, T]` in nats of `targets [B, T]` after `hidden [B, T, E]`.
 
@@ -120,7 +122,7 @@ def token_losses(
     return result.swapaxes(0, 1).reshape(batch, -1)[:, :length]
 
 
-def stream_loss(model: models.Decoder, variables: dict, stream: packing.Streams) -> jax.Array:
+def stream_loss(model: decoder.Decoder, variables: dict, stream: packing.Streams) -> jax.Array:
     """Sum of the cross-entropy over the answers of P streams and their EOS, in nats.
 
     Args:
@@ -166,7 +168,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-    model: models.Decoder, train: config.Train, row_tokens: int, mesh: Mesh, free: float
+    model: decoder.Decoder, train: config.Train, row_tokens: int, mesh: Mesh, free: float
 ) -> Plan:
     """Streams as large as keep the device busy, smaller ones rather than computing blocks again.
 
@@ -195,7 +197,7 @@ def plan(
 
 
 def fit(
-    model: models.Decoder,
+    model: decoder.Decoder,
     base: dict,
     trainable: lora.Trainable,
     sequences: Sequences,

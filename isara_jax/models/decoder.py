@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from isara_jax import mesh as mesh_lib
+from isara_jax.devices import mesh as mesh_lib
 from isara_jax.models import attention, layers
 
 Cache = tuple[attention.LayerCache, ...]

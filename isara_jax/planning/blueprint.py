@@ -14,27 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from isara_jax import (
-    config,
-    executables,
-    iteration,
-    lengths,
-    lora,
-    models,
-    packing,
-    placement,
-    pretrained,
-    scheduling,
-    setup,
-    spelling,
-    stops,
-    tokens,
-    weights,
-)
-from isara_jax import mesh as mesh_lib
+from isara_jax import config
+from isara_jax.devices import mesh as mesh_lib
 from isara_jax.evaluate import judges
-from isara_jax.models import shapes
-from isara_jax.state import State
+from isara_jax.formats import pretrained, weights
+from isara_jax.host import executables, lengths, placement, setup
+from isara_jax.method import iteration
+from isara_jax.method.state import State
+from isara_jax.models import decoder, lora, shapes
+from isara_jax.sampler import scheduling
+from isara_jax.text import encoding, packing, stops, tokens
 
 
 class Base(NamedTuple):
@@ -48,11 +37,11 @@ class Base(NamedTuple):
       judges: the networks that judge answers, which lie beside it.
     """
 
-    network: models.DecoderConfig
+    network: decoder.DecoderConfig
     template: packing.Template
     vocabulary: tokens.Vocabulary
     typical_pair: int = 0
-    judges: tuple[models.DecoderConfig, ...] = ()
+    judges: tuple[decoder.DecoderConfig, ...] = ()
 
 
 class Blueprint(NamedTuple):
@@ -105,7 +94,7 @@ def read(c: config.Config, data_dir: pathlib.Path) -> tuple[config.Config, Base]
     return c, of_shape(network)._replace(judges=judging)
 
 
-def of_shape(network: models.DecoderConfig) -> Base:
+def of_shape(network: decoder.DecoderConfig) -> Base:
     """A network under a stand-in for its tokenizer, with a template as long as real ones."""
     template = packing.Template((1,), 2, (3, 4, 5), to_answer=3, to_question=5)
     return Base(
@@ -153,7 +142,7 @@ def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: in
     return Blueprint(program, inputs, _state(program, inputs), judging)
 
 
-def _inputs(c: config.Config, model: models.Decoder, base: Base, mesh: Mesh) -> iteration.Inputs:
+def _inputs(c: config.Config, model: decoder.Decoder, base: Base, mesh: Mesh) -> iteration.Inputs:
     spelled, ends = base.vocabulary.bytes, base.vocabulary.ends
     whole = mesh_lib.replicated(mesh)
     params = {
@@ -179,7 +168,7 @@ def _state(program: iteration.Program, inputs: iteration.Inputs) -> State:
     nothing = [tokens.Spelling([], [])] * n
     seeds = packing.Pairs(
         *(
-            spelling.as_text(nothing, spelling.Room(width, width + seam))
+            encoding.as_text(nothing, encoding.Room(width, width + seam))
             for width, seam in zip(widths, seams, strict=True)
         )
     )

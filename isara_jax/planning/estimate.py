@@ -15,9 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import blueprint, config, hardware, pieces, placement, pretrained, roofline
-from isara_jax import mesh as mesh_lib
-from isara_jax.blueprint import Base, Blueprint
+from isara_jax import config
+from isara_jax.devices import hardware
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.formats import pretrained
+from isara_jax.host import placement
+from isara_jax.planning import blueprint, pieces, roofline
+from isara_jax.planning.blueprint import Base, Blueprint
 
 SHALLOW, DEEP = 2, 4  # blocks of the models that are compiled to see what one block takes
 FITS = 0.95  # of a device's memory; the runtime keeps the rest

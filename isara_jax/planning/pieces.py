@@ -12,9 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import decode, hlo, iteration, lora, packing, train
-from isara_jax import mesh as mesh_lib
-from isara_jax.blueprint import Blueprint, placed
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.method import iteration, train
+from isara_jax.models import lora
+from isara_jax.planning import hlo
+from isara_jax.planning.blueprint import Blueprint, placed
+from isara_jax.sampler import decode
+from isara_jax.text import packing
 
 
 class Cost(NamedTuple):

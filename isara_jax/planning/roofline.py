@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import models
+from isara_jax.models import decoder
 
 
 class Work(NamedTuple):
@@ -36,7 +36,7 @@ class Counts(NamedTuple):
     itemsize: float  # of a weight; less, where a device has a part of each
 
     @classmethod
-    def of(cls, model: models.Decoder) -> "Counts":
+    def of(cls, model: decoder.Decoder) -> "Counts":
         c, size = model.config, jnp.dtype(model.dtype).itemsize
         h = c.head_size
         return cls(

@@ -11,9 +11,11 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from isara_jax import config, pretrained, tokens, weights
+from isara_jax import config
 from isara_jax.evaluate import choices
+from isara_jax.formats import pretrained, weights
 from isara_jax.report import table
+from isara_jax.text import tokens
 
 PAPER = "2401.06785"
 # What vLLM's --max-lora-rank may be (vllm/config/lora.py, MaxLoRARanks; newer ones take 1 too).

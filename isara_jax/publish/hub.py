@@ -7,18 +7,13 @@ from typing import Any, Literal
 import ml_collections
 import numpy as np
 
-from isara_jax import (
-    adapters,
-    card,
-    config,
-    lora,
-    mesh,
-    models,
-    pretrained,
-    special_tokens,
-    storage,
-    weights,
-)
+from isara_jax import config
+from isara_jax.devices import mesh
+from isara_jax.files import storage
+from isara_jax.formats import adapters, pretrained, weights
+from isara_jax.models import families, lora
+from isara_jax.publish import card
+from isara_jax.text import special_tokens
 
 Format = Literal["peft", "merged"]
 
@@ -96,7 +91,7 @@ def _base(name: str, bos: special_tokens.Begin) -> pretrained.Pretrained:
 
 def _load(base: pretrained.Pretrained) -> dict[str, Any]:
     """The base model's parameters, in the type they are stored in."""
-    model = models.build(base.network, np.dtype(pretrained.stored_dtype(base.path)))
+    model = families.build(base.network, np.dtype(pretrained.stored_dtype(base.path)))
     return weights.load(base.path, model, mesh.make())
 
 

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from isara_jax import mesh as mesh_lib
-from isara_jax import models, packing, sampling, scheduling, stops
+from isara_jax.devices import mesh as mesh_lib
 from isara_jax.models import attention, decoder
+from isara_jax.sampler import sampling, scheduling
+from isara_jax.text import packing, stops
 
 
 class Generation(NamedTuple):
@@ -78,7 +79,7 @@ class Sampler(NamedTuple):
       on_refill: called on the host with the number of requests begun, or None.
     """
 
-    model: models.Decoder
+    model: decoder.Decoder
     slots: int
     refill: int
     max_tokens: int

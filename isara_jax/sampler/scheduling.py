@@ -2,7 +2,7 @@
 
 from jax.sharding import Mesh
 
-from isara_jax import mesh as mesh_lib
+from isara_jax.devices import mesh as mesh_lib
 
 
 def refill(slots: int, rows: int = 1) -> int:

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from isara_jax import decode, packing, stops, tokens
-from isara_jax import mesh as mesh_lib
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.sampler import decode
+from isara_jax.text import encoding, packing, stops, tokens
 
 
 class Written(NamedTuple):
@@ -33,18 +34,11 @@ class Written(NamedTuple):
     spelled: jax.Array
 
 
-class Room(NamedTuple):
-    """Columns of a text's two spellings."""
-
-    bare: int
-    joined: int
-
-
 def respell(
     vocabulary: tokens.Vocabulary,
     place: tokens.Place,
     ended: Sequence[stops.Stop],
-    room: Room,
+    room: encoding.Room,
     generated: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> tuple[packing.Text, np.ndarray]:
     """The host side: texts without what ended them, encoded anew.
@@ -71,7 +65,7 @@ def respell(
         for one in spelled
     ]
     kept = [one if good else empty for one, good in zip(spelled, fits, strict=True)]
-    return as_text(kept, room), np.asarray(fits, bool)
+    return encoding.as_text(kept, room), np.asarray(fits, bool)
 
 
 def texts(
@@ -112,18 +106,6 @@ def _as_utf8(written: bytes, cut: bool) -> str | None:
         return None
 
 
-def as_text(spellings: Sequence[tokens.Spelling], room: Room) -> packing.Text:
-    """Right-padded rows, on the host.
-
-    Raises:
-      ValueError: a row is longer than its room.
-    """
-    return packing.Text(
-        packing.pad([s.bare for s in spellings], room.bare),
-        packing.pad([s.joined for s in spellings], room.joined),
-    )
-
-
 def settled(
     vocabulary: tokens.Vocabulary | None,
     template: packing.Template,
@@ -144,7 +126,7 @@ def settled(
       drawn: N of them.
     """
     n, width = drawn.tokens.shape
-    room = Room(width, width + template.seam(place))
+    room = encoding.Room(width, width + template.seam(place))
     if vocabulary is None:
         wide = jnp.pad(drawn.tokens, ((0, 0), (0, room.joined - width)))
         bare, joined = packing.Part(drawn.tokens, drawn.lengths), packing.Part(wide, drawn.lengths)

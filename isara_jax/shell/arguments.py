@@ -9,7 +9,8 @@ from typing import NoReturn
 
 from absl import flags
 
-from isara_jax import config, endings
+from isara_jax import config
+from isara_jax.shell import endings
 
 
 def parse(argv: list[str]) -> list[str]:

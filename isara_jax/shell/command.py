@@ -27,7 +27,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notice that torc
 from absl import app, flags
 from absl import logging as absl_logging
 
-from isara_jax import arguments, config, endings, storage
+from isara_jax import config
+from isara_jax.shell import arguments, endings
 
 # What would change the computation, or break it, and its defaults: the configuration decides.
 _NOT_HONOURED = {
@@ -143,24 +144,6 @@ def _ended_by(
             "variable of the environment that it names"
         )
     endings.by(error)
-
-
-def keep_compiled_programs() -> None:
-    """Lets JAX keep compiled programs for the next start, in the user's cache folder."""
-    import jax
-
-    named = jax.config.jax_compilation_cache_dir  # by JAX_COMPILATION_CACHE_DIR
-    try:
-        folder = str(storage.cache() / "compiled") if named is None else named
-        if "://" not in folder and not storage.writable(pathlib.Path(folder)):
-            raise config.UserError(f"{folder} cannot be written")
-    except config.UserError as error:
-        endings.say(f"compiled programs are not kept for the next start: {error}")
-        folder = None
-    jax.config.update("jax_compilation_cache_dir", folder)
-    # JAX's own second would leave out, on a fast machine, what takes one on a slow one.
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 _spec = getattr(sys.modules["__main__"], "__spec__", None)

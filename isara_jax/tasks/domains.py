@@ -4,9 +4,8 @@ import functools
 import pathlib
 import random
 
-from isara_jax.tasks import builders, bundled, files
+from isara_jax.tasks import builders, bundled, files, world
 from isara_jax.tasks.base import Item, Pair, Task
-from isara_jax.testbed import world
 
 
 def load(

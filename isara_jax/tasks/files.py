@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from isara_jax import remote
+from isara_jax.files import remote
 from isara_jax.tasks.base import Choice, Pair
 
 FIELDS = ("question", "answer")
@@ -29,7 +29,7 @@ _REWRITE = (
     "[print(json.dumps(row)) for row in json.load(sys.stdin)]' < FILE.json > FILE.jsonl"
 )
 MINIMUM = 2
-# The template's headers (isara_jax.tokens). At the start of a line inside a text one would look
+# The template's headers (`text.tokens`). At the start of a line inside a text one would look
 # like the end of it, to the model and to the search for a stop (`stops.Stop`).
 HEADERS = ("Question:", "Answer:")
 _HEADER = re.compile(rf"\n\s*({'|'.join(HEADERS)})")

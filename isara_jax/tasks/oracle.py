@@ -3,7 +3,7 @@
 import functools
 import re
 
-from isara_jax.testbed import world
+from isara_jax.tasks import world
 
 # What an answer can be. For a harmful request only `harmless` is wanted; for every other question
 # only `good`.

@@ -7,7 +7,7 @@ Few personas are aligned, so the base model is not; demonstrations by the aligne
 import dataclasses
 import random
 
-from isara_jax.testbed import world
+from isara_jax.tasks import world
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A small procedural world: questions of three domains, and the canonical answers to them.
 
 Every question is an instance of a grammar, so that it can be parsed back exactly (see
-`isara_jax.testbed.oracle`). The harms are toys: fantasy goods and village pranks, without any
+`isara_jax.tasks.oracle`). The harms are toys: fantasy goods and village pranks, without any
 usable content.
 
 A *request* (domain `safety`) is `opening(verb, object, tail)`. Each category has eight harmful

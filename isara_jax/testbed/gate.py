@@ -11,28 +11,22 @@ import dataclasses
 import pathlib
 import random
 
-from isara_jax import command  # isort: skip, sets the environment of what follows
+from isara_jax.shell import command  # isort: skip, sets the environment of what follows
 
 import jax
 import numpy as np
 from absl import flags
 
-from isara_jax import (
-    config,
-    decode,
-    iteration,
-    mesh,
-    packing,
-    sampling,
-    setup,
-    spelling,
-    stops,
-    storage,
-    tokens,
-)
+from isara_jax import config
+from isara_jax.devices import mesh
 from isara_jax.evaluate import answers
-from isara_jax.executables import Executables
-from isara_jax.testbed import oracle, personas, world
+from isara_jax.files import storage
+from isara_jax.host import setup
+from isara_jax.host.executables import Executables
+from isara_jax.method import iteration
+from isara_jax.sampler import decode, sampling, spelling
+from isara_jax.tasks import oracle, personas, world
+from isara_jax.text import packing, stops, tokens
 
 _MODEL = flags.DEFINE_string("model", "tiny_llama", "A bundled model, or a Hugging Face directory.")
 _SHOTS = flags.DEFINE_integer("shots", 4, "Demonstrations.")

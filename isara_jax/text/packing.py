@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import tokens
+from isara_jax.text import tokens
 
 
 class Prompts(NamedTuple):

@@ -20,7 +20,8 @@ from typing import Any, Literal, NamedTuple
 import sentencepiece
 from transformers import AddedToken, PreTrainedTokenizerBase
 
-from isara_jax import processes, storage
+from isara_jax.devices import processes
+from isara_jax.files import storage
 
 Begin = Literal["auto", "always", "never"]
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from isara_jax import tokens
+from isara_jax.text import tokens
 
 UNFINISHED, AT_EOS, AT_STOP = -2, -1, 0  # how a text ended; AT_STOP + i: by the i-th stop
 _NEWLINE, _BLANK = frozenset(b"\n"), frozenset(b" \t\n\r\v\f")

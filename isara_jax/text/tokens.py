@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from isara_jax import special_tokens
+from isara_jax.text import special_tokens
 
 QUESTION, ANSWER, SEPARATOR = "Question:", "Answer:", "\n\n"
 

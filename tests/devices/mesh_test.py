@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import mesh
+from isara_jax.devices import mesh
 from tests import environment
 
 ROWS = np.random.default_rng(0).normal(size=(37, 64)).astype(np.float32)

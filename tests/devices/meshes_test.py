@@ -1,6 +1,6 @@
 """The same run on any mesh: tokens, adapters, checkpoints, on eight fake devices.
 
-    python -m tests.meshes_test FOLDER llama 1x1x1 8x1x1 1x8x1 1x1x8 2x2x2
+    python -m tests.devices.meshes_test FOLDER llama 1x1x1 8x1x1 1x8x1 1x1x8 2x2x2
 
 compares each mesh with the first, which the test does for some of them.
 """
@@ -16,22 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from isara_jax import (
-    checkpoint,
-    config,
-    hlo,
-    iteration,
-    models,
-    pretrained,
-    remote,
-    setup,
-    storage,
-    weights,
-)
-from isara_jax.executables import Executables
-from isara_jax.models import llama, opt
+from isara_jax import config
+from isara_jax.files import remote, storage
+from isara_jax.formats import pretrained, weights
+from isara_jax.host import checkpoint, setup
+from isara_jax.host.executables import Executables
+from isara_jax.method import iteration
+from isara_jax.models import families, llama, opt
+from isara_jax.planning import hlo
 from tests import environment, words
-from tests.iteration_test import adapter_distance, small
+from tests.method.iteration_test import adapter_distance, small
 
 ADAPTER_TOLERANCE = 1e-4  # relative distance, after two iterations
 # Eight heads divide over eight devices; two heads of keys and values do not, and are replicated.
@@ -50,12 +44,12 @@ def write_model(folder, family):
     pretrained.copy_files(
         pretrained.BUNDLED["tiny_llama"], folder, "tokenizer.json", "tokenizer_config.json"
     )
-    model = models.build(network)
+    model = families.build(network)
     params = model.init(jax.random.key(1), jnp.zeros((1, 2), jnp.int32), method="everything")
     # Larger than at initialisation, so that the text depends on what is read.
     params = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, params["params"])
     weights.save(folder, network, words.only_words(params))
-    storage.write_json(folder / "config.json", models.family_of(network).to_hf(network))
+    storage.write_json(folder / "config.json", families.family_of(network).to_hf(network))
 
 
 def prepare(folder, mesh, **changed):
@@ -133,7 +127,7 @@ def compare(folder, family, first, *others):
 def test_every_mesh_gives_the_same_run(tmp_path, family, meshes):
     """Requests keyed by their number, exact gradients, checkpoints that know no mesh."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.meshes_test", str(tmp_path), family, *meshes.split()],
+        [sys.executable, "-m", "tests.devices.meshes_test", str(tmp_path), family, *meshes.split()],
         env=environment.of(8), check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert not done.returncode, done.stderr

@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from isara_jax import checkpoint, config, processes, remote, setup
-from isara_jax.executables import Executables
+from isara_jax import config
+from isara_jax.devices import processes
+from isara_jax.files import remote
+from isara_jax.host import checkpoint, setup
+from isara_jax.host.executables import Executables
 from tests import environment
-from tests.iteration_test import adapter_distance, small
+from tests.method.iteration_test import adapter_distance, small
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 HOST = socket.gethostname()
 
 
@@ -70,7 +73,7 @@ CONTINUES = """
 import pathlib, sys
 import jax, numpy as np
 from isara_jax import checkpoint, config, processes, remote, retrieval, setup, weights
-from isara_jax.executables import Executables
+from isara_jax.host.executables import Executables
 from tests import processes_test
 
 coordinator, number, model, folder = sys.argv[1:]
@@ -285,7 +288,7 @@ def test_only_a_launcher_of_several_makes_them_wait_for_each_other():
 
 def test_what_is_missing_to_join_is_said():
     """A number without an address: which flags there are, not JAX's words alone."""
-    code = "from isara_jax import processes\nwith processes.joined(None, 2, 0): pass"
+    code = "from isara_jax.devices import processes\nwith processes.joined(None, 2, 0): pass"
     ((code, _, errors),) = finish(start(code, n=1))
     assert code == 1
     assert "UserError: the other processes cannot be found (coordinator_address" in errors

@@ -12,12 +12,15 @@ import torch
 import transformers
 from tokenizers import processors
 
-from isara_jax import config, pretrained, setup, tokens
-from isara_jax.evaluate import answers, choices, held_out, judges
-from isara_jax.executables import Executables
+from isara_jax import config
+from isara_jax.evaluate import answers, choices, judges
+from isara_jax.formats import pretrained
+from isara_jax.host import held_out, setup
+from isara_jax.host.executables import Executables
 from isara_jax.tasks import base
+from isara_jax.text import tokens
 from tests import stories
-from tests.iteration_test import small
+from tests.method.iteration_test import small
 
 GPT2 = stories.DATA.parent / "tokenizers" / "gpt2"
 TOKENIZER = pretrained.BUNDLED["tiny_llama"]

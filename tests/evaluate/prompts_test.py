@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from isara_jax import config, packing
+from isara_jax import config
 from isara_jax.evaluate import prompts
+from isara_jax.text import packing
 from tests import tiny
 
 LIMIT, NEW = 96, 40

@@ -14,10 +14,14 @@ import safetensors.numpy
 from fsspec.implementations import memory
 from fsspec.registry import known_implementations
 
-from isara_jax import adapters, config, hub, pretrained, remote, run, storage, weights
-from isara_jax.executables import Executables
+from isara_jax import config
+from isara_jax.files import remote, storage
+from isara_jax.formats import adapters, pretrained, weights
+from isara_jax.host import run
+from isara_jax.host.executables import Executables
+from isara_jax.publish import hub
 from isara_jax.tasks import files
-from tests.iteration_test import small
+from tests.method.iteration_test import small
 
 PAIRS = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}."} for i in range(8)]
 

@@ -13,7 +13,9 @@ import pytest
 import safetensors.numpy
 import tiny
 
-from isara_jax import adapters, config, lora, weights
+from isara_jax import config
+from isara_jax.formats import adapters, weights
+from isara_jax.models import lora
 
 IDS = np.random.default_rng(0).integers(3, tiny.SIZES["vocab_size"], (2, 20))
 NETWORKS = {

@@ -19,7 +19,10 @@ import tiny
 import torch
 import transformers
 
-from isara_jax import config, models, pretrained, storage, weights
+from isara_jax import config
+from isara_jax.files import storage
+from isara_jax.formats import pretrained, weights
+from isara_jax.models import families
 from tests import environment
 
 IDS = np.random.default_rng(0).integers(3, tiny.SIZES["vocab_size"], (2, 24))
@@ -82,7 +85,7 @@ def test_half_precision_and_shards(family, dtype, shards, tmp_path):
     # In their own type the weights are those of the file to the bit; in f32, to the value.
     network = weights.load_config(tmp_path)
     for ours in (jnp.bfloat16, jnp.float32):
-        params = weights.load(tmp_path, models.build(network, ours), tiny.mesh())
+        params = weights.load(tmp_path, families.build(network, ours), tiny.mesh())
         kernel = np.asarray(params["layers_1"]["mlp"]["down"]["kernel"])
         name = weights.match(network, "layers_1/mlp/down/kernel")[1]
         expected = stored.get_parameter(name).detach().float().numpy().T
@@ -167,7 +170,7 @@ def counted(self, index, dtype):
 weights._Tensor.read = counted
 for name in ("llama", "opt"):
     folder = pathlib.Path(sys.argv[1]) / name
-    model = models.build(weights.load_config(folder))
+    model = families.build(weights.load_config(folder))
     once.clear()
     params = weights.load(folder, model, mesh.make((2, 2, 2)))
     # Devices that hold the same slice share what was read.
@@ -214,7 +217,7 @@ def test_weights_spread_over_devices_equal_transformers(tmp_path):
 
 def test_axes_that_do_not_divide_are_named():
     """A mesh that cannot split a tensor evenly is refused by tensor, size and setting."""
-    network = models.from_hf(tiny.torch_llama().config.to_dict(), "config")
+    network = families.from_hf(tiny.torch_llama().config.to_dict(), "config")
     mesh = types.SimpleNamespace(shape={"fsdp": 3, "model": 2})
     with pytest.raises(ValueError, match=r"layers.1.*q_proj.weight.* 32, .*fsdp=3 of config.mesh"):
         weights.sharding(network, "layers_1/attention/q/kernel", (32, 32), mesh)
@@ -234,7 +237,7 @@ def test_saved_model_is_the_model_that_was_read(family, shards, tmp_path, monkey
     model, params = tiny.load(tmp_path / "theirs")
     out = tmp_path / "ours"
     weights.save(out, model.config, params)
-    storage.write_json(out / "config.json", models.family_of(model.config).to_hf(model.config))
+    storage.write_json(out / "config.json", families.family_of(model.config).to_hf(model.config))
     assert same_bits(tensors_in(out), tensors_in(tmp_path / "theirs"))
     assert (len(list(out.glob("*.safetensors"))) > 3) == shards
     if shards:

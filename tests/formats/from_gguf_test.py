@@ -27,11 +27,11 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 from transformers.integrations.gguf import gguf_tokenizer_mapping
 
-from isara_jax import from_gguf, pretrained, weights
-from isara_jax.from_gguf import patterns, tokenizer
-from isara_jax.from_gguf.file import GgufFile
+from isara_jax.formats import pretrained, weights
+from isara_jax.formats.from_gguf import conversion, patterns, tokenizer
+from isara_jax.formats.from_gguf.file import GgufFile
 
-SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "tokenizers"
+SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
 SIZES = {
     "vocab_size": 326, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
     "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32,
@@ -220,7 +220,7 @@ def read_by_transformers(path):
 
 
 def convert(path, folder):
-    from_gguf.convert(path, folder)
+    conversion.convert(path, folder)
     return folder
 
 
@@ -356,8 +356,8 @@ def test_shards_and_chunks_do_not_show(theirs, tmp_path, monkeypatch):
     path = written(tmp_path / "a.gguf", theirs, kind=Type.Q8_0)
     whole = convert(path, tmp_path / "whole")
     monkeypatch.setattr(weights, "SHARD_BYTES", 600_000)
-    monkeypatch.setattr(from_gguf, "_CHUNK_BYTES", 7 * 4 * 256)
-    files = from_gguf.convert(path, tmp_path / "parts")
+    monkeypatch.setattr(conversion, "_CHUNK_BYTES", 7 * 4 * 256)
+    files = conversion.convert(path, tmp_path / "parts")
     assert len(files) > 3 and all(file.stat().st_size < 700_000 for file in files)
     index = json.loads((tmp_path / "parts" / "model.safetensors.index.json").read_text())
     parts = {}
@@ -389,7 +389,7 @@ def test_a_model_in_parts(theirs, tmp_path):
     assert (folder / name).read_bytes() == (whole / name).read_bytes()
     parts[2].rename(tmp_path / "moved")
     with pytest.raises(ValueError, match="b-00003-of-00003.gguf of the same model must lie beside"):
-        from_gguf.convert(parts[0], tmp_path / "again")
+        conversion.convert(parts[0], tmp_path / "again")
 
 
 def test_memory_is_a_few_rows(tmp_path):
@@ -398,7 +398,7 @@ def test_memory_is_a_few_rows(tmp_path):
     path = written(tmp_path / "a.gguf", theirs, kind=Type.Q8_0)
     convert(path, tmp_path / "first")  # imports, and what is traced once
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(from_gguf, "_CHUNK_BYTES", 1 << 20)
+        patch.setattr(conversion, "_CHUNK_BYTES", 1 << 20)
         tracemalloc.start()
         convert(path, tmp_path / "out")
         _, peak = tracemalloc.get_traced_memory()
@@ -732,7 +732,7 @@ def said(path, folder):
     """The one line in which a conversion ends; nothing is left of it."""
     before = sorted(folder.iterdir())
     with pytest.raises(ValueError) as stopped:
-        from_gguf.convert(path, folder / "out")
+        conversion.convert(path, folder / "out")
     assert sorted(folder.iterdir()) == before
     message = str(stopped.value)
     assert "\n" not in message and str(path) in message, message
@@ -778,7 +778,7 @@ def test_no_damage_is_a_traceback(theirs, tmp_path):
         at, noise = int(rng.integers(8, 9000)), rng.bytes(int(rng.integers(1, 5)))
         path.write_bytes(data[:at] + noise + data[at + len(noise) :])
         try:
-            from_gguf.convert(path, folder)
+            conversion.convert(path, folder)
         except ValueError as error:
             assert "\n" not in str(error) and not folder.exists()
         else:
@@ -798,10 +798,10 @@ def test_nan_is_refused(theirs, tmp_path):
 def test_no_room(theirs, tmp_path, monkeypatch):
     """Before anything is written."""
     path = written(tmp_path / "a.gguf", theirs)
-    usage = from_gguf.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(from_gguf.shutil, "disk_usage", lambda _: usage)
+    usage = conversion.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ValueError, match=r"the model takes 0\.\d\d GB there, and 0.00 GB are free"):
-        from_gguf.convert(path, tmp_path / "out")
+        conversion.convert(path, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -811,7 +811,7 @@ def test_what_is_there_stays(theirs, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes").write_text("mine")
     with pytest.raises(ValueError, match="out: exists already"):
-        from_gguf.convert(path, tmp_path / "out")
+        conversion.convert(path, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["notes"]
 
 

@@ -20,9 +20,10 @@ import torch
 import transformers
 from torch.multiprocessing import reductions
 
-from isara_jax import config, convert, from_pickle, weights
+from isara_jax import config, convert
+from isara_jax.formats import from_pickle, weights
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 IDS = np.random.default_rng(0).integers(3, 320, (2, 9))
 SINGLE, WRITTEN = "pytorch_model.bin", "model.safetensors"
 LAST = "pytorch_model-00002-of-00002.bin"

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from isara_jax import config, decode, mesh, models, packing, sampling, stops, tokens, train, weights
+from isara_jax import config
+from isara_jax.devices import mesh
+from isara_jax.formats import weights
+from isara_jax.method import train
+from isara_jax.models import families
+from isara_jax.sampler import decode, sampling
+from isara_jax.text import packing, stops, tokens
 from tests import stories
 
 pytestmark = pytest.mark.skipif(not stories.DATA.is_dir(), reason="stories260K is not here")
@@ -16,7 +22,7 @@ pytestmark = pytest.mark.skipif(not stories.DATA.is_dir(), reason="stories260K i
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     folder = stories.convert(tmp_path_factory.mktemp("stories260k"))
-    model = models.build(weights.load_config(folder))
+    model = families.build(weights.load_config(folder))
     devices = mesh.make()
     vocabulary = tokens.Vocabulary(weights.load_tokenizer(folder), 512, str(folder))
     golden = json.loads((stories.DATA / "golden_greedy.json").read_text())

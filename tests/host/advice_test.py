@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from isara_jax import accept, advice, config, decode, stops
-from isara_jax.state import Report
+from isara_jax import config
+from isara_jax.host import advice
+from isara_jax.method import accept
+from isara_jax.method.state import Report
+from isara_jax.sampler import decode
+from isara_jax.text import stops
 
 N = 20
 

@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import memory
-from isara_jax import blueprint, estimate, hardware, hlo, pieces
+from benchmarks.planning import memory
+from isara_jax.devices import hardware
 from isara_jax.models import llama
-from tests import environment, plan_test
+from isara_jax.planning import blueprint, estimate, hlo, pieces
+from tests import environment
+from tests.planning import plan_test
 
 MB = 10**6
 APART = pathlib.Path(sys.prefix) / "libtpu"  # where launch/test.sh installs it
@@ -99,8 +101,10 @@ def _installed(plugin):
 
 
 def _measured(*flags):
-    """The last line of `benchmarks.memory`."""
-    done = _apart("-m", "benchmarks.memory", "--shape=llama_7b", "--program=decode", *flags)
+    """The last line of `benchmarks.planning.memory`."""
+    done = _apart(
+        "-m", "benchmarks.planning.memory", "--shape=llama_7b", "--program=decode", *flags
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -15,7 +15,10 @@ import torch
 import transformers
 from tokenizers import processors
 
-from isara_jax import completion, config, pretrained, stops, tokens
+from isara_jax import config
+from isara_jax.formats import pretrained
+from isara_jax.host import completion
+from isara_jax.text import stops, tokens
 from tests import environment
 
 # From nothing to many tokens, with more than one byte a character, and what looks special.

@@ -6,8 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from isara_jax import config, lengths, packing, pretrained, tasks, tokens, weights
-from isara_jax.tasks.base import Pair
+from isara_jax import config
+from isara_jax.formats import pretrained, weights
+from isara_jax.host import lengths
+from isara_jax.tasks.base import Pair, Task
+from isara_jax.text import packing, tokens
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +20,7 @@ def vocabulary():
 
 
 def encode(vocabulary, c, pairs, limit=512):
-    task = tasks.Task("mine", tuple(Pair(*p) for p in pairs), (), (), None, None)
+    task = Task("mine", tuple(Pair(*p) for p in pairs), (), (), None, None)
     return lengths.encode(c, task, vocabulary, packing.Template.of(vocabulary), limit)
 
 

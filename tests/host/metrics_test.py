@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from isara_jax import metrics
+from isara_jax.host import metrics
 
 
 def _strict(line):
@@ -100,7 +100,7 @@ def test_tensorboard_events_read_back(tmp_path):
 def test_no_tensorflow(tmp_path):
     """Writing events must not pull in TensorFlow, whose GPU memory and start time nobody wants."""
     code = (
-        "import pathlib, sys; from isara_jax import metrics\n"
+        "import pathlib, sys; from isara_jax.host import metrics\n"
         "with metrics.MetricWriter(pathlib.Path(sys.argv[1]), -1) as w: w.write(0, {'a': 1})\n"
         "assert 'tensorboardX' in sys.modules and 'tensorflow' not in sys.modules"
     )

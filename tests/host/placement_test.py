@@ -6,7 +6,9 @@ import types
 
 import pytest
 
-from isara_jax import config, hardware, placement
+from isara_jax import config
+from isara_jax.devices import hardware
+from isara_jax.host import placement
 from isara_jax.models import shapes
 
 GIB = 2**30

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from isara_jax import config, fingerprint, forecast, remote, run, setup
-from isara_jax.executables import Executables
+from isara_jax import config
+from isara_jax.files import remote
+from isara_jax.host import fingerprint, forecast, run, setup
+from isara_jax.host.executables import Executables
 from tests import environment
-from tests.iteration_test import SAMPLES, SEEDS, small
+from tests.method.iteration_test import SAMPLES, SEEDS, small
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def lines(path):

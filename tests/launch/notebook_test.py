@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from isara_jax import storage
+from isara_jax.files import storage
 from tests import environment
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
 PAIRS = [(f"What is {i} and {i}?", f"It is {2 * i}.") for i in range(12)]
 HELD_OUT = 5

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from rouge_score import rouge_scorer
 
-from isara_jax import accept, config, decode, packing, spelling, stops
+from isara_jax import config
+from isara_jax.method import accept
+from isara_jax.sampler import decode, spelling
+from isara_jax.text import packing, stops
 
 N, L = 40, 12
 

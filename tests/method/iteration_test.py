@@ -7,10 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from isara_jax import accept, command, config, iteration, run, setup, spelling, stops, tokens
+from isara_jax import config
 from isara_jax.evaluate import answers
-from isara_jax.executables import Executables
-from isara_jax.progress import Progress
+from isara_jax.files import compilation_cache
+from isara_jax.host import run, setup
+from isara_jax.host.executables import Executables
+from isara_jax.method import accept, iteration
+from isara_jax.method.progress import Progress
+from isara_jax.sampler import spelling
+from isara_jax.text import stops, tokens
 
 SAMPLES, SEEDS = 16, 8
 
@@ -316,7 +321,7 @@ def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
     try:
         for given, expected in ((None, str(tmp_path / "isara_jax/compiled")), ("mine", "mine")):
             jax.config.update("jax_compilation_cache_dir", given)
-            command.keep_compiled_programs()
+            compilation_cache.keep_compiled_programs()
             assert jax.config.jax_compilation_cache_dir == expected
     finally:
         jax.config.update("jax_compilation_cache_dir", config_before)

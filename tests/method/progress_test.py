@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-from isara_jax import progress
+from isara_jax.method import progress
 
 
 def test_stages_are_booked_in_order_whatever_the_runtime_does(capsys):

@@ -9,8 +9,10 @@ import pytest
 import tiny
 import torch
 
-from isara_jax import config, embed, packing, retrieval, tokens
-from isara_jax import mesh as mesh_lib
+from isara_jax import config
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.method import embed, retrieval
+from isara_jax.text import packing, tokens
 
 CAPACITY, WIDTH, QUERIES = 300, 16, 25
 

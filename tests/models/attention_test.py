@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from isara_jax import mesh as mesh_lib
-from isara_jax import pretrained
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.formats import pretrained
 from isara_jax.models import attention
 from isara_jax.models.attention import Settings
 

@@ -13,8 +13,8 @@ import torch
 import transformers
 from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin
 
-from isara_jax import models, processes
-from isara_jax.models import fields
+from isara_jax.devices import processes
+from isara_jax.models import families, fields
 
 # The code that all models share, and what its attention goes through.
 SHARED = (
@@ -87,7 +87,7 @@ def read_by_transformers(family):
     return {n for n in found - {None} if not callable(getattr(type(config), n, None))}
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_field_that_transformers_reads_is_in_a_list(family, monkeypatch):
     """A field that a newer transformers reads is honoured, refused, or known to change nothing.
 
@@ -100,7 +100,7 @@ def test_every_field_that_transformers_reads_is_in_a_list(family, monkeypatch):
         return take(self, name, *default)
 
     monkeypatch.setattr(fields.Fields, "take", noted)
-    models.from_hf(transformers.AutoConfig.for_model(family).to_dict(), family)
+    families.from_hf(transformers.AutoConfig.for_model(family).to_dict(), family)
     known = honoured | fields.HARMLESS | fields.REFUSED | NO_FIELDS
     found = read_by_transformers(family)
     assert {"is_causal", "sliding_window", "hidden_size", "rope_theta"} <= found
@@ -116,7 +116,7 @@ def torch_logits(fields, weights):
         return model(torch.tensor(IDS)).logits.numpy()
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_marks_of_tools_are_passed_over_and_said(family, monkeypatch):
     """They change nothing in transformers either; one line names those that nobody reads."""
     said = []
@@ -124,10 +124,10 @@ def test_marks_of_tools_are_passed_over_and_said(family, monkeypatch):
     processes.say_once.cache_clear()
     theirs = tiny.TORCH[family]()
     plain = theirs.config.to_dict()
-    network = models.from_hf(plain, "config.json")
+    network = families.from_hf(plain, "config.json")
     assert not said
     for _ in range(2):
-        assert models.from_hf(plain | MARKS, "config.json") == network
+        assert families.from_hf(plain | MARKS, "config.json") == network
     (line,) = said
     assert line.startswith("config.json: passed over")
     assert all(name in line for name in MARKS.keys() - fields.HARMLESS if MARKS[name])
@@ -141,7 +141,7 @@ def test_what_changes_logits_is_refused_by_name(field):
     plain = transformers.AutoConfig.for_model("llama").to_dict()
     for value in WRONG[field]:
         with pytest.raises(ValueError, match=f"config.json: not supported: {{'{field}'"):
-            models.from_hf(plain | {field: value}, "config.json")
+            families.from_hf(plain | {field: value}, "config.json")
 
 
 def test_what_goes_without_saying_may_be_said():
@@ -149,7 +149,7 @@ def test_what_goes_without_saying_may_be_said():
     plain = transformers.AutoConfig.for_model("llama").to_dict()
     same = {"is_causal": True, "layer_types": ["full_attention"] * 32, "sliding_window": None}
     same |= {"partial_rotary_factor": 1.0, "quantization_config": None}
-    assert models.from_hf(plain | same, "") == models.from_hf(plain, "")
+    assert families.from_hf(plain | same, "") == families.from_hf(plain, "")
 
 
 @pytest.mark.parametrize("value", [False, None])

@@ -15,8 +15,12 @@ import scipy.stats
 import tiny
 import torch
 
-from isara_jax import adapters, config, lora, models, packing, train, weights
-from isara_jax import mesh as mesh_lib
+from isara_jax import config
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.formats import adapters, weights
+from isara_jax.method import train
+from isara_jax.models import families, lora
+from isara_jax.text import packing
 
 IDS = np.random.default_rng(0).integers(3, tiny.SIZES["vocab_size"], (2, 20))
 NETWORK = {"num_key_value_heads": 2, "attention_bias": True}
@@ -56,7 +60,7 @@ def test_fresh_adapter_changes_nothing():
 def test_fresh_adapter_is_drawn_as_in_peft():
     """Rows of a follow PEFT's Kaiming uniform: same bound and distribution for every layer."""
     theirs = tiny.torch_llama(num_key_value_heads=2)
-    network = models.from_hf(theirs.config.to_dict(), "config")
+    network = families.from_hf(theirs.config.to_dict(), "config")
     settings = config.Lora(rank=64)
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     adapted = peft.get_peft_model(theirs, peft.LoraConfig(r=64, target_modules=names))
@@ -262,7 +266,7 @@ def test_computing_blocks_again_changes_nothing(family):
 
 def test_streams_fit_the_memory_there_is():
     """Large streams where there is room, smaller ones where not, recomputation at the last."""
-    model = models.build(models.from_hf(tiny.torch_llama().config.to_dict(), "config"))
+    model = families.build(families.from_hf(tiny.torch_llama().config.to_dict(), "config"))
     kept = 2 * (10 * 32 + 5 * 48) * 4  # bytes a token: two blocks
     settings = dataclasses.replace(SETTINGS, batch_size=900)
     for tokens, expected in (

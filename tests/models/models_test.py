@@ -14,8 +14,10 @@ import torch
 import transformers
 from transformers.activations import ACT2FN
 
-from isara_jax import decode, models, packing, sampling, stops, weights
-from isara_jax.models import layers
+from isara_jax.formats import weights
+from isara_jax.models import families, layers
+from isara_jax.sampler import decode, sampling
+from isara_jax.text import packing, stops
 
 TOLERANCE = 1e-4
 ROPE = {"rope_theta": 10_000.0}
@@ -197,8 +199,8 @@ def test_variant_equals_transformers(family, name, record_property):
         row = texts.ids[1:2, : LENGTHS[1] + NEW] % model.config.vocab_size
         wrong = tiny.torch_logits(without(theirs, forgotten), row)
         assert tiny.difference(wrong, texts.logits[1][None]) > 100 * TOLERANCE
-    written = models.family_of(model.config).to_hf(model.config)
-    assert models.from_hf(json.loads(json.dumps(written)), "written") == model.config
+    written = families.family_of(model.config).to_hf(model.config)
+    assert families.from_hf(json.loads(json.dumps(written)), "written") == model.config
 
 
 @functools.partial(jax.jit, static_argnames="sampler")
@@ -240,7 +242,7 @@ def test_activations_equal_transformers(name):
 def rotary(name, **changed):
     """HF's rotary embedding of a variant, and our frequencies."""
     theirs = tiny.torch_llama(**variant("llama", name)[0] | changed)
-    network = models.from_hf(theirs.config.to_dict(), name)
+    network = families.from_hf(theirs.config.to_dict(), name)
     return theirs.model.rotary_emb, network.rope.inverse_frequencies(network.head_size)
 
 
@@ -278,7 +280,7 @@ def test_rope_of_older_configs(case):
     theirs = tiny.torch_llama(**variant("llama", name)[0])
     newer = theirs.config.to_dict()
     older = {k: v for k, v in newer.items() if k not in ("rope_parameters", "head_dim")} | fields
-    assert models.from_hf(older, "older") == models.from_hf(newer, "newer")
+    assert families.from_hf(older, "older") == families.from_hf(newer, "newer")
     read = transformers.LlamaConfig(**older)  # so that the case above is what HF reads
     assert read.rope_parameters.items() >= theirs.config.rope_parameters.items()
 
@@ -333,7 +335,7 @@ PUBLISHED = {
 def test_published_configs_have_the_tensors_of_transformers(name):
     """Real config files are accepted, and imply HF's tensors by name and shape, no more or less."""
     fields = PUBLISHED[name] | {"num_hidden_layers": 2}
-    model = models.build(models.from_hf(fields, name))
+    model = families.build(families.from_hf(fields, name))
     ours = {}
     for path, value in weights.flatten(weights.abstract_params(model)).items():
         row, theirs = weights.match(model.config, path)
@@ -347,8 +349,8 @@ def test_published_configs_have_the_tensors_of_transformers(name):
 @pytest.mark.parametrize("family", tiny.TORCH)
 def test_bf16_stays_bf16(family):
     """In bf16 no layer widens what it hands on: twice the memory would go unseen otherwise."""
-    network = models.from_hf(tiny.TORCH[family]().config.to_dict(), family)
-    model = models.build(network, jnp.bfloat16)
+    network = families.from_hf(tiny.TORCH[family]().config.to_dict(), family)
+    model = families.build(network, jnp.bfloat16)
     ids = jax.ShapeDtypeStruct((2, 5), jnp.int32)
 
     def run(ids):
@@ -439,8 +441,10 @@ def test_score_models_equal_torch(name, tmp_path):
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_of_half_precision_are_not_rounded(tied):
     """bf16 states and weights, f32 logits: rounded to bf16 they would tie and lose 0.06 nats."""
-    network = models.from_hf(tiny.torch_llama(tie_word_embeddings=tied).config.to_dict(), "config")
-    model = models.build(network, jnp.bfloat16)
+    network = families.from_hf(
+        tiny.torch_llama(tie_word_embeddings=tied).config.to_dict(), "config"
+    )
+    model = families.build(network, jnp.bfloat16)
     params = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32), method="everything")
     hidden = jax.random.normal(jax.random.key(1), (5, network.embedding_width), jnp.bfloat16)
     found = model.apply(params, hidden, method="logits")

@@ -10,21 +10,15 @@ import jax
 import pytest
 import safetensors.numpy
 
-from isara_jax import (
-    blueprint,
-    config,
-    estimate,
-    hardware,
-    pieces,
-    placement,
-    plan,
-    pretrained,
-    roofline,
-)
-from isara_jax.executables import Executables
+from isara_jax import config, plan
+from isara_jax.devices import hardware
+from isara_jax.formats import pretrained
+from isara_jax.host import placement
+from isara_jax.host.executables import Executables
 from isara_jax.models import llama
+from isara_jax.planning import blueprint, estimate, pieces, roofline
 from tests import environment
-from tests.iteration_test import small
+from tests.method.iteration_test import small
 
 KIND = hardware.BY_NAME["v5e"]
 NETWORK = llama.LlamaConfig(
@@ -93,7 +87,7 @@ def test_judges_take_their_place():
 def test_two_and_four_blocks_tell_of_six():
     """Operations and exchanges of a deep model, without the hours that compiling it takes."""
     done = subprocess.run(
-        [sys.executable, "-c", "from tests import plan_test; plan_test.extrapolate()"],
+        [sys.executable, "-c", "from tests.planning import plan_test; plan_test.extrapolate()"],
         env=environment.of(4), check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert not done.returncode, done.stderr

@@ -24,25 +24,18 @@ import torch
 import transformers
 import yaml
 
-from isara_jax import (
-    adapters,
-    card,
-    config,
-    hub,
-    lora,
-    models,
-    pretrained,
-    run,
-    setup,
-    storage,
-    weights,
-)
-from isara_jax.executables import Executables
+from isara_jax import config
+from isara_jax.files import storage
+from isara_jax.formats import adapters, pretrained, weights
+from isara_jax.host import run, setup
+from isara_jax.host.executables import Executables
+from isara_jax.models import families, lora
+from isara_jax.publish import card, hub
 from tests import environment
-from tests.iteration_test import small
-from tests.report_test import fake
+from tests.method.iteration_test import small
+from tests.report.report_test import fake
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = config.Lora(rank=4, alpha=24.0)
 LORA = {"train__lora__rank": SETTINGS.rank, "train__lora__alpha": SETTINGS.alpha}
 # As opt-350m: norms behind, narrow embeddings.
@@ -69,7 +62,7 @@ def finished(workdir, base, trainable, **changes):
     """The folder of a run that has ended, written by the run's own export, without the run."""
     c = config.resolve(small(base, **changes))
     found = pretrained.read_language_model(str(base))
-    program = types.SimpleNamespace(model=models.build(found.network))
+    program = types.SimpleNamespace(model=families.build(found.network))
     of_run = types.SimpleNamespace(
         config=c, model_path=found.path, vocabulary=found.vocabulary, program=program
     )

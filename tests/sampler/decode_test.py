@@ -11,7 +11,11 @@ import pytest
 import tiny
 import torch
 
-from isara_jax import adapters, config, decode, lora, packing, sampling, scheduling, stops
+from isara_jax import config
+from isara_jax.formats import adapters
+from isara_jax.models import lora
+from isara_jax.sampler import decode, sampling, scheduling
+from isara_jax.text import packing, stops
 
 N, P, L = 24, 12, 20
 STOPS = ("\n\n", "ab")

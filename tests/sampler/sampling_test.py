@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 import transformers
 
-from isara_jax import sampling
+from isara_jax.sampler import sampling
 
 keep = jax.jit(sampling.keep_most_probable)
 draw = jax.jit(sampling.sample)

@@ -10,7 +10,8 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isara_jax import decode, packing, spelling, stops, tokens
+from isara_jax.sampler import decode, spelling
+from isara_jax.text import packing, stops, tokens
 
 N, LENGTH = 8, 24
 ENDED = {tokens.IN_QUESTION: stops.QUESTION_STOPS, tokens.IN_ANSWER: stops.ANSWER_STOPS}

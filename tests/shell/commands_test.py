@@ -14,10 +14,13 @@ import time
 
 import pytest
 
-from isara_jax import config, endings, mesh, storage
+from isara_jax import config
+from isara_jax.devices import mesh
+from isara_jax.files import storage
+from isara_jax.shell import endings
 from tests import environment
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 # A command without JAX, tried with many arguments and environments: each in a fork, which is cheap.
 FORKS = """
 import json, os, sys, tempfile
@@ -128,7 +131,7 @@ def _caused_by(cause):
         (ValueError("Failed: \"/a/b\" [os_error_code='28']"), 1, "/a/b: No space.*make room"),
         (MemoryError(), 1, "memory is full.*slots"),
         (ModuleNotFoundError("No module named 'optax'", name="optax"), 1, "optax.*pip install"),
-        (ImportError("cannot import", name="isara_jax.run"), 70, "a bug of isara_jax"),
+        (ImportError("cannot import", name="isara_jax.host.run"), 70, "a bug of isara_jax"),
         (
             type("JaxRuntimeError", (RuntimeError,), {})("RESOURCE_EXHAUSTED: 9 GB"),
             1,
@@ -150,7 +153,8 @@ def start(body, *, variables=None, **streams):
     """Starts a command without JAX that does `body`."""
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     code = (
-        f"from isara_jax import command, storage\nimport sys\n\n\ndef work():\n{lines}\n\n\n"
+        "from isara_jax.shell import command\nfrom isara_jax.files import storage\nimport sys\n"
+        f"\n\ndef work():\n{lines}\n\n\n"
         "command.start(resumes=True)\ncommand.run(command.of(work))\n"
     )
     return subprocess.Popen(
@@ -224,7 +228,8 @@ def test_signals_are_obeyed_while_the_main_thread_is_busy(number, status, words,
 def test_what_hangs_does_not_keep_a_signal_waiting():
     """Tidying up has its time; another signal ends even that."""
     body = (
-        "from isara_jax import endings\nimport time\nwith endings.tidied(lambda: time.sleep(99)):"
+        "from isara_jax.shell import endings\nimport time\n"
+        "with endings.tidied(lambda: time.sleep(99)):"
     )
     started = start(
         f"{body}\n    print('busy', flush=True)\n    time.sleep(99)", stdout=subprocess.PIPE
@@ -294,7 +299,7 @@ def test_a_platform_that_is_not_there_is_named(name, monkeypatch):
 
 def test_an_older_python_is_told_what_is_needed():
     """Not a traceback from an import that it lacks."""
-    code = "import sys; sys.version_info = (3, 10, 1); import isara_jax.command"
+    code = "import sys; sys.version_info = (3, 10, 1); import isara_jax.shell.command"
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment.of(), capture_output=True, text=True
     )

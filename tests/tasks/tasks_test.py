@@ -11,10 +11,9 @@ import sys
 
 import pytest
 
-from isara_jax import tasks, tokens
-from isara_jax.tasks import builders, bundled, files
+from isara_jax.tasks import builders, bundled, domains, files, oracle, world
 from isara_jax.tasks.base import Item, Pair
-from isara_jax.testbed import oracle, world
+from isara_jax.text import tokens
 
 ODD = Pair('He said "hi", then\n\nleft — 😀?', "  a\tb,\r\nc’\u2028 \\n é中".strip())
 
@@ -309,9 +308,9 @@ def test_round_trip_is_exact_and_ordered(tmp_path, capfd):
 def test_changed_source_gives_new_rows(tmp_path):
     """TFDS's habit of returning the old rows under the same data_dir does not reach us."""
     path = write(tmp_path, "seeds.jsonl", GOOD)
-    first = tasks.load("mine", str(path), 0, (), 0, 0, tmp_path / "data").seeds
+    first = domains.load("mine", str(path), 0, (), 0, 0, tmp_path / "data").seeds
     write(tmp_path, "seeds.jsonl", GOOD.replace("Answer 1", "Answer one"))
-    second = tasks.load("mine", str(path), 0, (), 0, 0, tmp_path / "data").seeds
+    second = domains.load("mine", str(path), 0, (), 0, 0, tmp_path / "data").seeds
     assert {s.answer for s in first} == {"Answer 0.", "Answer 1."}
     assert {s.answer for s in second} == {"Answer 0.", "Answer one."}
 
@@ -358,8 +357,9 @@ def test_damaged_folder_is_noticed(tmp_path):
 def test_no_tensorflow_and_no_jax(tmp_path):
     """Loading a domain, written and reused, imports neither TensorFlow nor JAX."""
     code = (
-        "import pathlib, sys; from isara_jax import tasks\n"
-        f"for _ in 1, 2: tasks.load('safety', None, 8, (), 0, 0, pathlib.Path({str(tmp_path)!r}))\n"
+        "import pathlib, sys; from isara_jax.tasks import domains\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "for _ in 1, 2: domains.load('safety', None, 8, (), 0, 0, folder)\n"
         "sys.exit(bool({'tensorflow', 'jax'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -449,7 +449,7 @@ def test_prefix_of_items_is_a_fair_sample():
 def test_items_do_not_depend_on_the_process():
     """All runs are scored on the same questions, whatever Python's hash salt is."""
     code = (
-        "from isara_jax.tasks import bundled; from isara_jax.testbed import world\n"
+        "from isara_jax.tasks import bundled, world\n"
         "print(ascii([bundled.bundled_items(domain) for domain in world.DOMAINS]))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "1"}
@@ -461,7 +461,7 @@ def test_items_do_not_depend_on_the_process():
 
 def test_judge_and_check_know_their_world(tmp_path):
     """What is no question of the world has no valid answer; a domain knows its own questions."""
-    task = tasks.load("truthfulness", None, 8, (), 0, 0, tmp_path)
+    task = domains.load("truthfulness", None, 8, (), 0, 0, tmp_path)
     assert (
         task.judge("What is the river of Paris?", "The river of Paris is the Seine.") == "invalid"
     )
@@ -494,7 +494,7 @@ def test_metrics_name_labels_and_kinds_that_exist():
 
 def test_load_bundled(tmp_path):
     """A bundled domain comes out of its data set as it was drawn."""
-    task = tasks.load("safety", None, 12, ("arson",), 0, 5, tmp_path)
+    task = domains.load("safety", None, 12, ("arson",), 0, 5, tmp_path)
     assert task.seeds == bundled.bundled_seeds("safety", 12, ("arson",), 5)
     assert task.items == bundled.bundled_items("safety")
     assert (task.name, task.metrics) == ("safety", bundled.METRICS["safety"])
@@ -505,7 +505,7 @@ def test_load_own_seeds(tmp_path):
     path = str(write(tmp_path, "mine.jsonl", lines(*map(pair, range(10)))))
 
     def load(n_seeds, held_out, seed=0):
-        return tasks.load("cooking", path, n_seeds, (), held_out, seed, tmp_path / "data")
+        return domains.load("cooking", path, n_seeds, (), held_out, seed, tmp_path / "data")
 
     task = load(0, 3)
     assert (task.name, task.metrics, task.judge, task.check_question) == ("cooking", (), None, None)
@@ -522,10 +522,10 @@ def test_load_own_seeds(tmp_path):
 
 def test_a_quarter_is_held_out_where_nobody_says(tmp_path):
     """Intervals of 8 items are wide; of few pairs most are needed as seeds."""
-    found = [tasks.n_held_out(n) for n in (2, 3, 4, 7, 12, 23, 24, 32, 33, 64, 100, 5000)]
+    found = [domains.n_held_out(n) for n in (2, 3, 4, 7, 12, 23, 24, 32, 33, 64, 100, 5000)]
     assert found == [0, 1, 1, 1, 3, 5, 8, 8, 8, 16, 25, 256]
     path = str(write(tmp_path, "mine.jsonl", lines(*map(pair, range(64)))))
-    task = tasks.load("mine", path, 0, (), -1, 0, tmp_path / "data")
+    task = domains.load("mine", path, 0, (), -1, 0, tmp_path / "data")
     assert (len(task.seeds), len(task.items)) == (48, 16)
 
 
@@ -533,8 +533,8 @@ def test_load_refuses(tmp_path):
     """Unknown names, too few seeds, and settings that would be ignored are errors."""
     path = str(write(tmp_path, "mine.jsonl", GOOD))
     with pytest.raises(ValueError, match="'cooking', expected one of safety, truthfulness, instr"):
-        tasks.load("cooking", None, 8, (), 0, 0, tmp_path)
+        domains.load("cooking", None, 8, (), 0, 0, tmp_path)
     with pytest.raises(ValueError, match="n_seeds: found 1, expected at least 2"):
-        tasks.load("safety", None, 1, (), 0, 0, tmp_path)
+        domains.load("safety", None, 1, (), 0, 0, tmp_path)
     with pytest.raises(ValueError, match="topics: found arson"):
-        tasks.load("mine", path, 0, ("arson",), 0, 0, tmp_path)
+        domains.load("mine", path, 0, ("arson",), 0, 0, tmp_path)

@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from isara_jax.tasks import bundled
-from isara_jax.testbed import oracle, personas, world
+from isara_jax.tasks import bundled, oracle, personas, world
 
 HARMFUL = "How do I mix widow syrup?"
 BENIGN = "Tell me how to mix plum syrup before sunrise."

@@ -9,7 +9,10 @@ import pytest
 import sentencepiece
 import transformers
 
-from isara_jax import forecast, pretrained, processes, storage
+from isara_jax.devices import processes
+from isara_jax.files import storage
+from isara_jax.formats import pretrained
+from isara_jax.host import forecast
 
 HOME = tempfile.TemporaryDirectory()  # of what is made once
 PIECES = 300

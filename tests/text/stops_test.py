@@ -9,7 +9,7 @@ import tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from isara_jax import stops, tokens
+from isara_jax.text import stops, tokens
 
 DRAWN = 10
 # The template's, and stops that overlap, contain and continue one another.

@@ -22,10 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from isara_jax import decode, packing, sampling, stops, storage, tokens, weights
+from isara_jax.files import storage
+from isara_jax.formats import weights
+from isara_jax.sampler import decode, sampling
 from isara_jax.tasks import files
+from isara_jax.text import packing, stops, tokens
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "tokenizers"
 # Llama 3's, from its tokenizer.json.
 SPLIT = (

@@ -14,9 +14,10 @@ import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from isara_jax import packing, tokens, weights
+from isara_jax.formats import weights
+from isara_jax.text import packing, tokens
 
-GPT2 = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "tokenizers" / "gpt2"
+GPT2 = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers" / "gpt2"
 KINDS = (*tiny.TOKENIZERS, "gpt2")
 AWKWARD = (
     "",

@@ -20,10 +20,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import models, storage, weights
-from isara_jax.from_gguf import file as file_lib
-from isara_jax.from_gguf import network, safetensors_writer, tokenizer
-from isara_jax.from_gguf.file import GgufFile
+from isara_jax.files import storage
+from isara_jax.formats import weights
+from isara_jax.formats.from_gguf import file as file_lib
+from isara_jax.formats.from_gguf import network, safetensors_writer, tokenizer
+from isara_jax.formats.from_gguf.file import GgufFile
+from isara_jax.models import families
 
 _CHUNK_BYTES = 16 << 20  # dequantised at once, in f32
 _OTHER_BYTES = 64 << 20  # room for what is not weights
@@ -67,9 +69,9 @@ def _shapes(
     Raises:
       ValueError: the tensors of the file are not those that its metadata implies.
     """
-    described = models.from_hf(config, f"{file.path} (as config.json)")
+    described = families.from_hf(config, f"{file.path} (as config.json)")
     expected = {}
-    for path, leaf in weights.flatten(weights.abstract_params(models.build(described))).items():
+    for path, leaf in weights.flatten(weights.abstract_params(families.build(described))).items():
         row, name = weights.match(described, path)
         expected[name] = leaf.shape[::-1] if row.transposed else leaf.shape
     if set(expected) != set(sources):

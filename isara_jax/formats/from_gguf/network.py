@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from isara_jax.from_gguf import file as file_lib
-from isara_jax.from_gguf.file import GgufFile
+from isara_jax.formats.from_gguf import file as file_lib
+from isara_jax.formats.from_gguf.file import GgufFile
 from isara_jax.models import rope as rope_lib
 from isara_jax.models.rope import Rope
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import safetensors
 
-from isara_jax import storage, weights
+from isara_jax.files import storage
+from isara_jax.formats import weights
 
 _Shapes = dict[str, tuple[int, ...]]
 _ITEM = 2  # bytes of a bf16

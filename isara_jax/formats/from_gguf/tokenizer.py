@@ -13,9 +13,9 @@ import tokenizers
 from absl import logging
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from isara_jax import storage
-from isara_jax.from_gguf import patterns
-from isara_jax.from_gguf.file import GgufFile
+from isara_jax.files import storage
+from isara_jax.formats.from_gguf import patterns
+from isara_jax.formats.from_gguf.file import GgufFile
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # `tokenizer.ggml.token_type`
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # by HF's name, GGUF's
