@@ -4,9 +4,9 @@
         --workload=FILE.npz --model=DIR --dtype=float32 --batch=64 --threads=2
 
 does the work recorded in FILE (`benchmarks.method.iteration` writes it) with `generate`, PEFT's
-LoRA and AdamW, and prints one JSON line last. It runs in a process of its own: torch and JAX never share
-one. Requests are taken in the order given, in batches that end with their longest row; every row
-ends after as many tokens as our sampler drew for it, so that both sides do equal work. What was
+LoRA and AdamW, and prints one JSON line last. It runs in a process of its own: torch and JAX never
+share one. Requests are taken in the order given, in batches that end with their longest row; every
+row ends after as many tokens as our sampler drew for it, so that both sides do equal work. What was
 done is counted where it was done, for the benchmark to compare.
 
 DIR is a Hugging Face folder; one with a config.json alone gives random weights of that shape.

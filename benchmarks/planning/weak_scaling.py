@@ -3,8 +3,8 @@
     python -m benchmarks.planning.weak_scaling --shape=llama_7b --model=4
 
 compiles the pieces that stages repeat (`isara_jax.planning.pieces`) for 4, 16, 64 and 256 TPU
-chips: a decoding step, a refill, an embedding, an optimiser step. Sequences a device stay the same, so that
-perfect scaling shows as equal rows. A compiler is needed, not a TPU: `jax[tpu]`.
+chips: a decoding step, a refill, an embedding, an optimiser step. Sequences a device stay the same,
+so that perfect scaling shows as equal rows. A compiler is needed, not a TPU: `jax[tpu]`.
 """
 
 import jax
