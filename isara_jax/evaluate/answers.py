@@ -6,13 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from isara_jax.devices import mesh
-from isara_jax.method import iteration, train
+from isara_jax.method import iteration, keys, train
 from isara_jax.method.state import Pool
 from isara_jax.models import lora
 from isara_jax.sampler import decode, sampling
 from isara_jax.text import packing
-
-_KEY = 1 << 20  # a step number no iteration reaches, for the keys of evaluations
 
 
 class Questions(NamedTuple):
@@ -56,7 +54,7 @@ def answer(
         p.sampler(max_tokens),
         lora.variables(inputs.base, trainable, p.config.train, merged=p.merged),
         _prompts(p, inputs, held_out, k),
-        iteration.stage_key(inputs.hyper, jnp.int32(_KEY), 0),
+        keys.evaluation(inputs.hyper.seed),
         params,
         inputs.answer_stops,
     )

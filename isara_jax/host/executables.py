@@ -13,7 +13,7 @@ from isara_jax.devices import mesh as mesh_lib
 from isara_jax.evaluate import answers
 from isara_jax.formats import weights
 from isara_jax.host import cache_check
-from isara_jax.method import embed, iteration, train
+from isara_jax.method import embed, iteration, keys, train
 from isara_jax.method.iteration import Inputs, Program
 from isara_jax.method.state import Pool, Report, State
 from isara_jax.models import lora
@@ -51,7 +51,7 @@ def fine_tune_on_seeds(p: Program, inputs: Inputs, start: State, steps: jax.Arra
     return train.fit(
         p.trained, inputs.base, start.trainable,
         train.Sequences(ids, lengths, begin, pool.occupied), p.config.train, inputs.hyper.train,
-        steps, iteration.stage_key(inputs.hyper, jnp.int32(0), iteration.SHUFFLE),
+        steps, keys.shuffle(inputs.hyper.seed, jnp.int32(0)),
         p.answer_span, p.training.rows, p.mesh,
     )  # fmt: skip
 

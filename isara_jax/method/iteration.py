@@ -17,15 +17,12 @@ from jax.sharding import Mesh
 
 from isara_jax.config import Config
 from isara_jax.devices import mesh as mesh_lib
-from isara_jax.method import accept, embed, retrieval, train
+from isara_jax.method import accept, embed, keys, retrieval, train
 from isara_jax.method.progress import Progress
 from isara_jax.method.state import Pool, Report, State
 from isara_jax.models import attention, decoder, lora
 from isara_jax.sampler import decode, sampling, scheduling, spelling
 from isara_jax.text import encoding, packing, stops, tokens
-
-STAGES = ("questions", "answers", "accept", "train")
-SHUFFLE = len(STAGES)  # a stage number for keys alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +141,6 @@ class Inputs(NamedTuple):
     hyper: Hyper
 
 
-def stage_key(hyper: Hyper, step: jax.Array, stage: int) -> jax.Array:
-    """The key of a stage of an iteration; requests and positions are folded in by the stage."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(hyper.seed), step), stage)
-
-
 def distinct_rows(key: jax.Array, n: jax.Array, k: int) -> jax.Array:
     """K distinct rows below n, uniformly and in random order; -1 where n is smaller than k.
 
@@ -186,9 +178,9 @@ def questions_alone(p: Program, pairs: packing.Pairs) -> packing.Part:
 def question_prompts(p: Program, inputs: Inputs, state: State) -> packing.Prompts:
     """Prompts of demonstrations alone, drawn anew for every question."""
     c, pool = p.config.question, state.pool
-    key = stage_key(inputs.hyper, state.step, STAGES.index("questions"))
+    key = keys.demonstrations(inputs.hyper.seed, state.step)
     requests = jnp.arange(p.config.samples_per_iteration)
-    demo_keys = sampling.row_keys(jax.random.fold_in(key, 0), requests, jnp.zeros_like(requests))
+    demo_keys = sampling.row_keys(key, requests, jnp.zeros_like(requests))
     available = _shown(p, pool)
     n_drawn = c.k if c.demonstrations == "random" else 1
     chosen = jax.vmap(lambda k: distinct_rows(k, available, n_drawn))(demo_keys)
@@ -211,11 +203,10 @@ def _settled(
 def write_questions(p: Program, inputs: Inputs, state: State) -> tuple[spelling.Written, jax.Array]:
     """Stage 1: new questions from demonstrations alone; and the prompts' tokens."""
     prompts = question_prompts(p, inputs, state)
-    key = stage_key(inputs.hyper, state.step, STAGES.index("questions"))
     generation = decode.generate(
         p.sampler(p.config.question.max_tokens, "questions"),
         lora.variables(inputs.base, state.trainable, p.config.train, merged=p.merged), prompts,
-        jax.random.fold_in(key, 1), inputs.hyper.question, inputs.question_stops,
+        keys.questions(inputs.hyper.seed, state.step), inputs.hyper.question, inputs.question_stops,
     )  # fmt: skip
     written = _settled(p, tokens.IN_QUESTION, stops.QUESTION_STOPS, generation)
     return written, jnp.sum(prompts.lengths)
@@ -267,7 +258,7 @@ def answer_questions(
         p.sampler(c.max_tokens, "answers"),
         lora.variables(inputs.base, adapted, p.config.train, merged=p.merged),
         prompts,
-        stage_key(inputs.hyper, state.step, STAGES.index("answers")),
+        keys.answers(inputs.hyper.seed, state.step),
         inputs.hyper.answer,
         inputs.answer_stops,
     )
@@ -303,7 +294,7 @@ def fine_tune(
     return train.fit(
         p.trained, inputs.base, trainable, sequences, c, inputs.hyper.train,
         train.steps_for(sequences, c, inputs.hyper.train),
-        stage_key(inputs.hyper, step, SHUFFLE), p.answer_span, p.training.rows, p.mesh,
+        keys.shuffle(inputs.hyper.seed, step), p.answer_span, p.training.rows, p.mesh,
     )  # fmt: skip
 
 
@@ -313,7 +304,7 @@ def fresh_trainable(p: Program, inputs: Inputs) -> lora.Trainable:
         return jax.tree.map(lambda x: x.astype(jnp.float32), inputs.base)
     if inputs.initial is not None:
         return inputs.initial
-    return lora.init(p.model.config, p.config.train.lora, jax.random.key(inputs.hyper.seed))
+    return lora.init(p.model.config, p.config.train.lora, keys.adapter(inputs.hyper.seed))
 
 
 Stage = Callable[..., Any]
