@@ -208,7 +208,9 @@ class Completer:
             compiler_options=mesh_lib.compiler_options(sampler.mesh),
         )
         table = stops.stop_table(vocabulary.bytes, vocabulary.ends, self._ended)
-        self._drawing = jax.device_put((sampling.SamplingParams.of(how), table), self._whole)
+        self._drawing = jax.device_put(
+            (mesh_lib.scalars(sampling.SamplingParams, how), table), self._whole
+        )
 
     def __call__(self, rows: Sequence[Sequence[int]], columns: int, key: jax.Array) -> list[Answer]:
         """Answers in the order of `rows`, which are padded to `columns`."""

@@ -84,8 +84,9 @@ class HeldOut:
         self._setup, self._exe, self._questions = setup, exe, questions
         warm = setup.config.evaluation.temperature
         decoding = {
-            suffix: sampling.SamplingParams.of(
-                config.Sampling(temperature=warm if temperature is None else temperature)
+            suffix: mesh.scalars(
+                sampling.SamplingParams,
+                config.Sampling(temperature=warm if temperature is None else temperature),
             )
             for suffix, temperature in _DECODING.items()
         }

@@ -4,9 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from isara_jax import config
 from isara_jax.method import retrieval
 from isara_jax.sampler import spelling
 from isara_jax.text import packing, stops
@@ -32,16 +30,6 @@ class FilterParams(NamedTuple):
     min_tokens: jax.Array
     rouge_l: jax.Array
     min_score: jax.Array
-
-    @classmethod
-    def of(cls, filters: config.Filters) -> "FilterParams":
-        """Host scalars, to be placed by the caller."""
-        return cls(
-            np.bool_(filters.finished),
-            np.int32(filters.min_tokens),
-            np.float32(filters.rouge_l),
-            np.float32(filters.min_score),
-        )
 
 
 def longest_common_subsequence(

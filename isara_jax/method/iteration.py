@@ -117,10 +117,10 @@ class Hyper(NamedTuple):
         """Host scalars, to be placed by the caller."""
         return cls(
             np.uint32(config.seed),
-            sampling.SamplingParams.of(config.question.sampling),
-            sampling.SamplingParams.of(config.answer.sampling),
-            accept.FilterParams.of(config.filters),
-            train.TrainParams.of(config.train),
+            mesh_lib.scalars(sampling.SamplingParams, config.question.sampling),
+            mesh_lib.scalars(sampling.SamplingParams, config.answer.sampling),
+            mesh_lib.scalars(accept.FilterParams, config.filters),
+            mesh_lib.scalars(train.TrainParams, config.train),
         )
 
 

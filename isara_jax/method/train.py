@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -32,13 +31,6 @@ class TrainParams(NamedTuple):
     learning_rate: jax.Array
     warmup: jax.Array
     epochs: jax.Array
-
-    @classmethod
-    def of(cls, train: config.Train) -> "TrainParams":
-        """Host scalars, to be placed by the caller."""
-        return cls(
-            np.float32(train.learning_rate), np.float32(train.warmup), np.int32(train.epochs)
-        )
 
 
 class Sequences(NamedTuple):

@@ -4,9 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from isara_jax import config
 
 
 class SamplingParams(NamedTuple):
@@ -15,15 +12,6 @@ class SamplingParams(NamedTuple):
     temperature: jax.Array
     top_k: jax.Array
     top_p: jax.Array
-
-    @classmethod
-    def of(cls, sampling: config.Sampling) -> "SamplingParams":
-        """Host scalars, to be placed by the caller."""
-        return cls(
-            np.float32(sampling.temperature),
-            np.int32(sampling.top_k),
-            np.float32(sampling.top_p),
-        )
 
 
 def keep_most_probable(probs: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
