@@ -4,7 +4,7 @@ Collections: `params` (base weights), `lora` (adapter, may be absent).
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from isara_jax.devices import mesh as mesh_lib
 from isara_jax.models import attention, layers
+from isara_jax.models.block import Block
+from isara_jax.models.rope import Rope
 
 Cache = tuple[attention.LayerCache, ...]
 
@@ -31,6 +33,9 @@ class DecoderConfig:
       max_length: positions.
       activation: of the MLPs, a name of `layers.ACTIVATIONS`.
       tied: the language-model head is the embedding.
+      attention_bias: of the projections around attention.
+      pre_norm: norms stand before attention and MLP, not after.
+      rope: how queries and keys are turned; None where they are not.
       n_labels: outputs of a judging head, which then stands in place of the language-model head; 0
         for a language model.
       label_bias: the judging head has a bias.
@@ -46,6 +51,9 @@ class DecoderConfig:
     max_length: int
     activation: str
     tied: bool = False
+    attention_bias: bool = False
+    pre_norm: bool = True
+    rope: Rope | None = None
     n_labels: int = 0
     label_bias: bool = False
 
@@ -53,6 +61,14 @@ class DecoderConfig:
     def embedding_width(self) -> int:
         """E, of token embeddings and of what the heads read."""
         return self.width
+
+    def norm(self, name: str | None = None) -> nn.Module:
+        """A norm of a block, or the last one."""
+        raise NotImplementedError
+
+    def mlp(self, name: str) -> nn.Module:
+        """The MLP of a block."""
+        raise NotImplementedError
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
@@ -87,15 +103,13 @@ class Decoder(nn.Module):
     how: attention.Settings = attention.Settings()
     mesh: Mesh | None = None
 
-    block: ClassVar[type[nn.Module]]
-
     def setup(self) -> None:
         c = self.config
         self.embed = nn.Embed(
             c.vocab_size, c.embedding_width, param_dtype=self.dtype, dtype=self.dtype
         )
-        block = nn.remat(self.block) if self.remat else self.block
-        self.layers = [block(c, self.how) for _ in range(c.n_layers)]
+        kind = nn.remat(Block) if self.remat else Block
+        self.layers = [kind(c, self.how) for _ in range(c.n_layers)]
         if c.n_labels:
             self.score = layers.Linear(c.n_labels, c.label_bias, wide=True)
         elif not c.tied:
@@ -172,6 +186,16 @@ class Decoder(nn.Module):
         return self.scores(hidden) if self.config.n_labels else self.logits(hidden)
 
 
+# Sizes by the names that HF's configs share, and by ours.
+SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "width",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "max_position_embeddings": "max_length",
+}
+
+
 class Row(NamedTuple):
     """One kind of tensor: its Hugging Face name, our path, whether HF stores it transposed.
 
@@ -192,6 +216,16 @@ def linear(theirs: str, ours: str, spec: P = IN) -> tuple[Row, Row]:
     return (
         Row(f"{theirs}.weight", f"{ours}/kernel", True, spec),
         Row(f"{theirs}.bias", f"{ours}/bias", False, P(spec[1])),
+    )
+
+
+def attention_rows(theirs: str, out: str) -> tuple[Row, ...]:
+    """The projections of a block's attention; HF names the last one in different ways."""
+    names = (("q_proj", "q", IN), ("k_proj", "k", IN), ("v_proj", "v", IN), (out, "o", OUT))
+    return tuple(
+        row
+        for hf, ours, spec in names
+        for row in linear(f"{theirs}.{hf}", f"layers_{{i}}/attention/{ours}", spec)
     )
 
 
