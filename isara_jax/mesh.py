@@ -47,8 +47,8 @@ def _not_there(variable: str, named: list[str], asked: str, error: Exception) ->
     others = dict.fromkeys([*(name for name in named if name and name != lacking), "cpu"])
     return (
         f"{variable}={','.join(named)}: no {lacking or repr(lacking)} here "
-        f"({said or 'JAX came without it'}){hint}; set {variable}={','.join(others)}, or unset it to use what there is (for others see "
-        "launch/requirements-gpu.txt and -tpu.txt)"
+        f"({said or 'JAX came without it'}){hint}; set {variable}={','.join(others)}, or unset it "
+        "to use what there is (for others see launch/requirements-gpu.txt and -tpu.txt)"
     )
 
 
