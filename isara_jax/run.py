@@ -109,7 +109,7 @@ def _check_same_run(setup: Setup, place: remote.Workdir) -> None:
     path = place.local / "config.json"
     if not path.exists():
         return
-    fields = storage.read_json(path)
+    fields = storage.read_json(path, ours=True)
     data = fields.pop("data", None)
     other_data = not fingerprint.agrees(data, setup.data)
     known = config.to_dict(config.resolve(ml_collections.ConfigDict(fields)))  # newer fields too
@@ -185,7 +185,7 @@ class _Run:
     def _finished(self) -> dict[str, Any] | None:
         """The summary of a run of so many iterations; that of one with fewer is not its end."""
         path = self.workdir / "summary.json"
-        summary = storage.read_json(path) if path.exists() else None
+        summary = storage.read_json(path, ours=True) if path.exists() else None
         if summary and summary["config"]["iterations"] != self.setup.config.iterations:
             return None
         return summary
