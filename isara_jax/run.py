@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -139,7 +140,7 @@ def _same_place(one: str | list[str], other: str | list[str]) -> bool:
     if isinstance(one, str):
         places = [remote.path(path) for path in (one, other)]
         return all(isinstance(p, pathlib.Path) for p in places) and (
-            places[0].resolve() == places[1].resolve()
+            os.path.realpath(places[0]) == os.path.realpath(places[1])
         )
     return len(one) == len(other) and all(map(_same_place, one, other))
 

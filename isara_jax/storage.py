@@ -175,7 +175,8 @@ def _may_lead(link: pathlib.Path, target: pathlib.Path, folder: pathlib.Path) ->
     if target.name == link.name or target.suffix == link.suffix == ".safetensors":
         return True
     here, there = link.parent.resolve(), target.parent.resolve()
-    in_cache = here.parent.name == "snapshots" and there == (here.parent.parent / "blobs").resolve()
+    blobs = os.path.realpath(here.parent.parent / "blobs")  # not resolve(): it may be a circle
+    in_cache = here.parent.name == "snapshots" and str(there) == blobs
     return in_cache or there.is_relative_to(folder)
 
 

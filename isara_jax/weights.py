@@ -164,8 +164,12 @@ def _refused_config(path: pathlib.Path) -> str:
         return ""
     others = [name for name in fields if name != "model_type"]
     alone = [n for n in others if not error({k: v for k, v in fields.items() if k != n})]
-    found = f"{alone[0]} is {fields[alone[0]]!r}" if alone else "several fields are no good"
-    return f"{path}: {found}; transformers cannot read it ({said}): mend it, or remove it"
+    if not alone:
+        return f"{path}: transformers cannot read several fields ({said}); mend or remove them"
+    return (
+        f"{path}: {alone[0]} is {fields[alone[0]]!r}; transformers cannot read it ({said}): mend "
+        "or remove it"
+    )
 
 
 def _check_reading(path: pathlib.Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:

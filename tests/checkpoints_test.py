@@ -1,6 +1,7 @@
 """Directories of models: how they are stored, written again, and damaged in a hundred ways."""
 
 import json
+import math
 import os
 import pathlib
 import re
@@ -415,6 +416,34 @@ FILES = {
     ),
     "config without a bottom": (
         lambda f: f.write("config.json", "[" * 100_000), ["config.json: not valid JSON"],
+    ),
+    "config with a field twice": (
+        lambda f: f.write("config.json", '{"vocab_size": 1, "vocab_size": 2}'),
+        ["config.json: vocab_size: found twice in one object; remove one"],
+    ),
+    "config with NaN": (
+        lambda f: f.config(initializer_range=math.nan),
+        ["config.json: initializer_range: found NaN, which JSON does not have"],
+    ),
+    "flag that is a text": (
+        lambda f: f.config(use_cache="x"), ["config.json: use_cache is 'x'; .* expected bool"],
+    ),
+    "number that is a text, unnamed by transformers": (
+        lambda f: f.config(num_labels="x"), ["config.json: num_labels is 'x'; transformers"],
+    ),
+    "two fields that are texts": (
+        lambda f: f.config(use_cache="x", pad_token_id="x"), ["config.json: .*several fields .*'use_cache'"],
+    ),
+    "links in a circle": (
+        lambda f: (f.file.unlink(), f.file.symlink_to(f.file.name)),
+        ["model.safetensors: links lead in a circle there; mend them"],
+    ),
+    "folders in a circle": (
+        lambda f: [
+            (f.path / "config.json").unlink(), (f.path / "config.json").symlink_to("a/config.json"),
+            (f.path / "a").symlink_to("b"), (f.path / "b").symlink_to("a"),
+        ],
+        ["config.json: links lead in a circle there"],
     ),
     "no directory": (lambda f: shutil.rmtree(f.path), ["is not a directory"]),
     "file in place of a directory": (
