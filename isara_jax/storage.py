@@ -120,6 +120,7 @@ def read_json(path: pathlib.Path, ours: bool = False) -> dict[str, Any]:
 
     Raises:
       config.UserError: it is missing, or holds something else; the message names the file.
+      OSError: it cannot be read.
     """
     try:
         content = (json.loads if ours else parse_json)(path.read_text(encoding="utf-8"))
@@ -127,7 +128,7 @@ def read_json(path: pathlib.Path, ours: bool = False) -> dict[str, Any]:
         raise config.UserError(f"{path}: not found; check the folder's path and content") from None
     except AmbiguousError as error:
         raise config.UserError(f"{path}: {error}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise config.UserError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise config.UserError(f"{path}: a JSON object is expected, found {type(content).__name__}")

@@ -206,7 +206,8 @@ def _existing(path: str | remote.Path, suffixes: tuple[str, ...]) -> remote.Path
     if isinstance(path, pathlib.Path) and path.is_dir():
         raise SeedError(f"{path}: found a directory; give a {kinds} file")
     if isinstance(path, pathlib.Path) and not path.exists():
-        raise SeedError(f"{path}: no such file; check the path (it is relative to {path.cwd()})")
+        what = "a link that leads to no file" if path.is_symlink() else "no such file"
+        raise SeedError(f"{path}: {what}; check the path (it is relative to {path.cwd()})")
     if path.suffix.lower() not in suffixes:
         cure = "convert or rename the file"
         if path.suffix.lower() == ".json":
