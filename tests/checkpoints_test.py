@@ -650,7 +650,7 @@ FIELDS = {
     "string as a flag": ({"attention_bias": "false"}, ["attention_bias is 'false'", "true or"]),
     "eps of zero": ({"rms_norm_eps": 0}, ["rms_norm_eps is 0", "above 0"]),
     "eps that is text": ({"rms_norm_eps": "1e-5"}, ["rms_norm_eps is '1e-5'"]),
-    "eps that is no number": ({"rms_norm_eps": float("nan")}, ["rms_norm_eps is nan"]),
+    "eps that is no number": ({"rms_norm_eps": float("nan")}, ["rms_norm_eps: found NaN"]),
     "heads": (
         {"num_attention_heads": 5, "head_dim": ...}, ["num_attention_heads is 5", "divisor"],
     ),
@@ -681,7 +681,7 @@ FIELDS = {
     "rope that is text": ({"rope_parameters": "linear"}, ["rope_parameters is 'linear'", "object"]),
     "no factor": (rope(rope_type="linear"), ["'linear': factor is None"]),
     "negative factor": (rope(rope_type="dynamic", factor=-2.0), ["factor is -2.0", "above 0"]),
-    "infinite factor": (rope(rope_type="linear", factor=float("inf")), ["factor is inf"]),
+    "infinite factor": (rope(rope_type="linear", factor=float("inf")), ["factor: found Infinity"]),
     "factor that is text": (rope(rope_type="linear", factor="2"), ["factor is '2'"]),
     "factor beyond any": (rope(rope_type="linear", factor=10**400), ["factor is 1000"]),
     "theta of zero": (rope(rope_type="default", rope_theta=0), ["theta is 0"]),
