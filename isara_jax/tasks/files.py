@@ -238,7 +238,7 @@ def _rows(
 
 def _check_once(where: str, names: Sequence[str], read: Collection[str]) -> None:
     """Raises `SeedError` where a field that is read is there under several spellings."""
-    for name in read:
+    for name in sorted(read):
         if len(found := [spelt for spelt in names if _plain(spelt) == name]) > 1:
             raise SeedError(f"{where}: {name}: found {len(found)} of it, {found}; keep one")
 
