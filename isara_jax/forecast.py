@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import packing, pretrained, remote, special_tokens, tokens
+from isara_jax import packing, pretrained, remote, special_tokens, tasks, tokens
 from isara_jax.evaluate import judges
 from isara_jax.setup import Setup
 
@@ -49,9 +49,13 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
 
 def _held_out(s: Setup) -> str:
     """How many held-out questions there are, and of own pairs who says so."""
-    n, t = len(s.task.items), s.config.task
-    how = "a quarter, says" if t.held_out < 0 else "as"
-    return f"{n} held-out questions" + (f" ({how} task.held_out={t.held_out})" if t.seeds else "")
+    n, c = len(s.task.items), s.config
+    if not c.task.seeds:
+        return f"{n} held-out questions"
+    if n == c.evaluation.n:
+        return f"{n} held-out questions (as evaluation.n={n})"
+    how = f"{tasks.share_held_out(n)}, by" if c.task.held_out < 0 else "as"
+    return f"{n} held-out questions ({how} task.held_out={c.task.held_out})"
 
 
 def _texts(vocabulary: tokens.Vocabulary) -> str:
