@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import re
+import shlex
 import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -34,7 +35,7 @@ class Task:
     n_seeds: int = 0  # how many seeds to use; 0: all of a file, 32 of the bundled world
     topics: tuple[str, ...] = ()  # restricts bundled seeds to some topics
     # Own pairs kept back, for the likelihood where there is no judge; -1: a quarter of the file, at
-    # least 8 of 24 pairs or more, at least 1 of fewer, at most 256 (see tasks.n_held_out).
+    # least 8 of 24 pairs or more, at least 1 of fewer, at most 256 (see domains.n_held_out).
     held_out: int = -1
 
 
@@ -315,6 +316,19 @@ def field(config: Config, path: str) -> Any:
     for part in path.split("."):
         value = getattr(value, part)
     return value
+
+
+def flag(path: str, value: Any) -> str:
+    """The flag that gives a field this value, as a shell reads it.
+
+    Args:
+      path: of the field, without "config.".
+      value: text, a number, true or false, or several of them.
+    """
+    if isinstance(value, (tuple, list)):
+        texts = [json.dumps(v, ensure_ascii=False) if isinstance(v, str) else str(v) for v in value]
+        value = f"({', '.join(texts)}{',' * (len(texts) == 1)})"
+    return f"--config.{path}={value and shlex.quote(str(value))}"
 
 
 def to_dict(config: Config) -> dict[str, Any]:

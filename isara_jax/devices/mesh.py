@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -29,18 +30,29 @@ def check_platforms() -> None:
       config.UserError: one is not.
     """
     for variable in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
-        named = os.environ.get(variable, "")
-        for name in filter(None, map(str.strip, named.split(","))):
+        named = [name.strip() for name in os.environ.get(variable, "").split(",")]
+        for name in filter(None, named):
             try:
                 jax.local_devices(backend=name)
             except Exception as error:  # AssertionError, where JAX was installed without it
-                said = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0]
-                hint = "" if name in _PLATFORMS else config.nearest(name, _PLATFORMS)
-                raise config.UserError(
-                    f"{variable}={named}: no {name} here ({said or 'JAX came without it'}){hint}; "
-                    f"set {variable}=cpu, or unset it to use what there is (for others see "
-                    "launch/requirements-gpu.txt and -tpu.txt)"
-                ) from error
+                raise config.UserError(_not_there(variable, named, name, error)) from error
+
+
+def _not_there(variable: str, named: list[str], asked: str, error: Exception) -> str:
+    """What is said of the platform that JAX lacks.
+
+    JAX starts all that are named, whichever is asked for, and says which of them it could not.
+    """
+    said = " ".join(str(error).split()).partition(" (set JAX_PLATFORMS")[0]
+    found = re.match(r"Unable to initialize backend '([^']*)'", said)
+    lacking = found[1] if found and found[1] in named else asked
+    hint = "" if lacking in _PLATFORMS else config.nearest(lacking, _PLATFORMS)
+    others = dict.fromkeys([*(name for name in named if name and name != lacking), "cpu"])
+    return (
+        f"{variable}={','.join(named)}: no {lacking or repr(lacking)} here "
+        f"({said or 'JAX came without it'}){hint}; set {variable}={','.join(others)}, or unset it "
+        "to use what there is (for others see launch/requirements-gpu.txt and -tpu.txt)"
+    )
 
 
 def make(shape: Shape = (1, 1, 1), devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -1,8 +1,10 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import errno
 import functools
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -80,17 +82,54 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     atomic_write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+class AmbiguousError(ValueError):
+    """What Python's reader takes for JSON, and other programs refuse or read otherwise."""
+
+
+def parse_json(text: str) -> Any:
+    """The value that a text is in JSON, read as strictly as other programs read it.
+
+    Raises:
+      AmbiguousError: a field stands twice in an object, or is NaN or infinite; the message names
+        the field and what to do.
+      ValueError: it is no JSON.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise AmbiguousError(f"{name}: found twice in one object; remove one of the two")
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, float) and not math.isfinite(one):
+                raise AmbiguousError(
+                    f"{name}: found {json.dumps(one)}, which JSON does not have; write its value, "
+                    "or remove it"
+                )
+        fields[name] = value
+    return fields
+
+
+def read_json(path: pathlib.Path, ours: bool = False) -> dict[str, Any]:
     """A JSON object from a file.
+
+    Args:
+      path: the file.
+      ours: it was written by `write_json`, which writes infinities as Python has them.
 
     Raises:
       config.UserError: it is missing, or holds something else; the message names the file.
+      OSError: it cannot be read.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = (json.loads if ours else parse_json)(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise config.UserError(f"{path}: not found; check the folder's path and content") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except AmbiguousError as error:
+        raise config.UserError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise config.UserError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise config.UserError(f"{path}: a JSON object is expected, found {type(content).__name__}")
@@ -110,8 +149,13 @@ def followed(directory: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
       path: a file of it.
 
     Raises:
-      ValueError: a link leads elsewhere, or nowhere.
+      ValueError: a link leads elsewhere, nowhere, or in a circle.
     """
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"{path}: links lead in a circle there; mend them") from error
     folder, file = directory.resolve(), path
     for _ in range(_LONGEST_CHAIN):
         if not file.is_symlink():
@@ -133,7 +177,8 @@ def _may_lead(link: pathlib.Path, target: pathlib.Path, folder: pathlib.Path) ->
     if target.name == link.name or target.suffix == link.suffix == ".safetensors":
         return True
     here, there = link.parent.resolve(), target.parent.resolve()
-    in_cache = here.parent.name == "snapshots" and there == (here.parent.parent / "blobs").resolve()
+    blobs = os.path.realpath(here.parent.parent / "blobs")  # not resolve(): it may be a circle
+    in_cache = here.parent.name == "snapshots" and str(there) == blobs
     return in_cache or there.is_relative_to(folder)
 
 

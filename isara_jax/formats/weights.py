@@ -137,6 +137,8 @@ def load_tokenizer(directory: pathlib.Path) -> transformers.PreTrainedTokenizerB
             tokenizer = read(**left_out)
         special_tokens.complete(tokenizer, directory, left_out)
     except Exception as error:  # the Rust library raises plain `Exception`
+        if refused := _refused_config(directory / "config.json"):
+            raise ValueError(refused) from error
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{directory}: its tokenizer cannot be read; a file may be damaged, or a pointer in "
@@ -144,6 +146,32 @@ def load_tokenizer(directory: pathlib.Path) -> transformers.PreTrainedTokenizerB
         ) from error
     _check_reading(directory / "tokenizer.json", tokenizer)
     return tokenizer
+
+
+def _refused_config(path: pathlib.Path) -> str:
+    """What transformers, which reads a config.json with the tokenizer, refuses in it; or nothing.
+
+    Not each of its errors names the field: that is the one without which it reads the others.
+    """
+
+    def error(fields: dict[str, Any]) -> str:
+        try:
+            transformers.AutoConfig.for_model(**fields)
+        except Exception as error:
+            return " ".join(str(error).split())
+        return ""
+
+    fields = storage.read_json(path) if path.exists() else {}
+    if fields.get("model_type") not in transformers.CONFIG_MAPPING or not (said := error(fields)):
+        return ""
+    others = [name for name in fields if name != "model_type"]
+    alone = [n for n in others if not error({k: v for k, v in fields.items() if k != n})]
+    if not alone:
+        return f"{path}: transformers cannot read several fields ({said}); mend or remove them"
+    return (
+        f"{path}: {alone[0]} is {fields[alone[0]]!r}; transformers cannot read it ({said}): mend "
+        "or remove it"
+    )
 
 
 def _check_reading(path: pathlib.Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:

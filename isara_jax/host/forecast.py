@@ -12,6 +12,7 @@ from isara_jax.evaluate import judges
 from isara_jax.files import remote
 from isara_jax.formats import pretrained
 from isara_jax.host.setup import Setup
+from isara_jax.tasks import domains
 from isara_jax.text import packing, special_tokens, tokens
 
 # Seen on 2 cores, with the bundled model and with SmolLM2-135M: seconds of compilation, in all and
@@ -51,9 +52,13 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
 
 def _held_out(s: Setup) -> str:
     """How many held-out questions there are, and of own pairs who says so."""
-    n, t = len(s.task.items), s.config.task
-    how = "a quarter, says" if t.held_out < 0 else "as"
-    return f"{n} held-out questions" + (f" ({how} task.held_out={t.held_out})" if t.seeds else "")
+    n, c = len(s.task.items), s.config
+    if not c.task.seeds:
+        return f"{n} held-out questions"
+    if n == c.evaluation.n:
+        return f"{n} held-out questions (as evaluation.n={n})"
+    how = f"{domains.share_held_out(n)}, by" if c.task.held_out < 0 else "as"
+    return f"{n} held-out questions ({how} task.held_out={c.task.held_out})"
 
 
 def _texts(vocabulary: tokens.Vocabulary) -> str:

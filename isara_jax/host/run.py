@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -39,7 +40,9 @@ _FOLLOWS_FROM_DATA = {
     for stage in ("question", "answer")
     for field in ("max_tokens", "prompt_tokens")
 }
-_PATHS = {"model/path", "train/init_adapter", "evaluation/judges"}  # may be spelt otherwise
+_PATHS = {  # may be spelt otherwise
+    "model/path", "train/init_adapter", "evaluation/judges", "task/seeds", "evaluation/choices",
+}  # fmt: skip
 
 
 def run(c: config.Config, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -100,29 +103,40 @@ def _check_same_run(setup: Setup, place: remote.Workdir) -> None:
     path = place.local / "config.json"
     if not path.exists():
         return
-    fields = storage.read_json(path)
+    fields = storage.read_json(path, ours=True)
     data = fields.pop("data", None)
     other_data = not fingerprint.agrees(data, setup.data)
     known = config.to_dict(config.resolve(ml_collections.ConfigDict(fields)))  # newer fields too
     old, new = weights.flatten(known), weights.flatten(config.to_dict(setup.config))
-    follows = _FOLLOWS_FROM_DATA if other_data else set()
-    changed = [
-        f"config.{name.replace('/', '.')}: {old[name]!r} there, {new[name]!r} now"
-        for name in new
-        if name.split("/")[0] not in _FREE_FIELDS
-        and name not in _COMPARED_BY_CONTENT | follows
-        and not (old[name] == new[name] or (name in _PATHS and _same_place(old[name], new[name])))
-    ]
-    if changed:
+    other = _other_fields(old, new, other_data)
+    flags = " ".join(config.flag(name.replace("/", "."), old[name]) for name in other)
+    cure = f"To continue it, give {flags}; to start anew, choose another --workdir"
+    if changed := [name for name in other if name not in _COMPARED_BY_CONTENT]:
+        said = (
+            f"config.{name.replace('/', '.')}: {old[name]!r} there, {new[name]!r} now"
+            for name in changed[:4]
+        )
         raise config.ConfigError(
-            f"{place} holds a run with another configuration ({'; '.join(changed[:4])}). "
-            "Choose another --workdir, or delete that one to start anew"
+            f"{place} holds a run with another configuration ({'; '.join(said)}). {cure}, or "
+            "delete that one"
         )
     if other_data:
         raise config.ConfigError(
             f"{place}: seeds, held-out items or choices have changed since this run began "
-            f"({fingerprint.changes(data, setup.data)}). Put them back, or choose another --workdir"
+            f"({fingerprint.changes(data, setup.data)}). "
+            + (cure if other else "Put them back, or choose another --workdir")
         )
+
+
+def _other_fields(old: dict[str, Any], new: dict[str, Any], other_data: bool) -> list[str]:
+    """Fields that make a run another one; those that choose its data where these are others."""
+    free = _FREE_FIELDS | (_FOLLOWS_FROM_DATA if other_data else _COMPARED_BY_CONTENT)
+    return [
+        name
+        for name in new
+        if not (name in free or old[name] == new[name])
+        and not (name in _PATHS and _same_place(old[name], new[name]))
+    ]
 
 
 def _same_place(one: str | list[str], other: str | list[str]) -> bool:
@@ -130,7 +144,7 @@ def _same_place(one: str | list[str], other: str | list[str]) -> bool:
     if isinstance(one, str):
         places = [remote.path(path) for path in (one, other)]
         return all(isinstance(p, pathlib.Path) for p in places) and (
-            places[0].resolve() == places[1].resolve()
+            os.path.realpath(places[0]) == os.path.realpath(places[1])
         )
     return len(one) == len(other) and all(map(_same_place, one, other))
 
@@ -176,7 +190,7 @@ class _Run:
     def _finished(self) -> dict[str, Any] | None:
         """The summary of a run of so many iterations; that of one with fewer is not its end."""
         path = self.workdir / "summary.json"
-        summary = storage.read_json(path) if path.exists() else None
+        summary = storage.read_json(path, ours=True) if path.exists() else None
         if summary and summary["config"]["iterations"] != self.setup.config.iterations:
             return None
         return summary

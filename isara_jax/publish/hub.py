@@ -70,11 +70,11 @@ def _finished(workdir: pathlib.Path) -> tuple[config.Config, dict[str, Any]]:
         raise config.UserError(
             f"{workdir}: this run is not finished; the command that started it continues it"
         )
-    fields = {k: v for k, v in storage.read_json(path).items() if k != "data"}
+    fields = {k: v for k, v in storage.read_json(path, ours=True).items() if k != "data"}
     try:
         return (
             config.resolve(ml_collections.ConfigDict(fields)),
-            storage.read_json(workdir / "summary.json"),
+            storage.read_json(workdir / "summary.json", ours=True),
         )
     except config.ConfigError as error:
         raise config.UserError(f"{path}: of another version of isara_jax: {error}") from error

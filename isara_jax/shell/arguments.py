@@ -104,9 +104,34 @@ def _known() -> list[str]:
 def _check_fields(argv: Sequence[str]) -> None:
     known = set(_fields(config.Config, "config."))
     for name, _, _ in _flags_of(argv):
-        plain = re.sub(r"\[\d+\]$", "", name)
-        if plain.startswith(("config.", "noconfig.")) and plain.removeprefix("no") not in known:
-            _refuse(f"--{plain.removeprefix('no')}", sorted(f"--{name}" for name in known))
+        if not name.startswith(("config.", "noconfig.")):
+            continue
+        plain = name.removeprefix("no")
+        field = re.sub(r"(\[[^]]*\])+$", "", plain)
+        if field not in known:
+            _refuse(f"--{plain}", sorted(f"--{name}" for name in known))
+        if field != plain:
+            _refuse_index(argv, plain, field)
+
+
+def _refuse_index(argv: Sequence[str], plain: str, field: str) -> NoReturn:
+    """Says of a flag with an index how its field is given: no field has elements of its own."""
+    path = field.removeprefix("config.")
+    default = config.field(config.Config(), path)
+    if dataclasses.is_dataclass(default):
+        first = next(_fields(type(default), f"{field}."))
+        cure = f"{field} is a group of fields; give one of them, such as --{first}=VALUE"
+    elif isinstance(default, tuple):
+        given = [
+            following if value is None else value
+            for name, value, following in _flags_of(argv)
+            if name.startswith(f"{field}[")
+        ]
+        example = config.flag(path, default or given)  # empty ones are of texts
+        cure = f"a tuple is given as a whole, such as {example}"
+    else:
+        cure = f"{field} has one value; give it without an index: --{field}=VALUE"
+    raise config.UserError(f"--{plain}: {cure}")
 
 
 def _refuse(name: str, known: Sequence[str]) -> NoReturn:

@@ -65,6 +65,13 @@ def n_held_out(n_pairs: int) -> int:
     return min(max(n_pairs // 4, least), 256)
 
 
+def share_held_out(n: int) -> str:
+    """What n of `n_held_out` are: of how many pairs does not matter."""
+    return {0: "there are too few pairs", 1: "the least", 8: "the least", 256: "the most"}.get(
+        n, "a quarter"
+    )
+
+
 def _own(
     name: str, seeds_file: str, n_seeds: int, held_out: int, seed: int
 ) -> tuple[list[Pair], list[Item]]:

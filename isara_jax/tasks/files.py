@@ -8,17 +8,17 @@ import codecs
 import csv
 import io
 import json
-import math
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from isara_jax.files import remote
+from isara_jax.files import remote, storage
 from isara_jax.tasks.base import Choice, Pair
 
 FIELDS = ("question", "answer")
 PROMPT = ("prompt", "question")  # either
+LABEL = "label"  # of a prompt
 SAFE, UNSAFE = "safe", "unsafe"
 _A_PAIR = '{"question": "…", "answer": "…"}'
 _A_PROMPT = '{"prompt": "…", "label": "unsafe"}'
@@ -29,6 +29,8 @@ _REWRITE = (
     "[print(json.dumps(row)) for row in json.load(sys.stdin)]' < FILE.json > FILE.jsonl"
 )
 MINIMUM = 2
+# What programs write for a cell that is empty.
+_NOTHING = ("nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A")
 # The template's headers (`text.tokens`). At the start of a line inside a text one would look
 # like the end of it, to the model and to the search for a stop (`stops.Stop`).
 HEADERS = ("Question:", "Answer:")
@@ -91,13 +93,10 @@ def read_prompts(path: str | remote.Path) -> tuple[Prompt, ...]:
     """
     path = _existing(path, _SUFFIXES)
     found = []
-    for line, row in _rows(path, (PROMPT,), _A_PROMPT):
+    for line, row in _rows(path, (PROMPT,), _A_PROMPT, also=(LABEL,)):
         name = next((name for name in PROMPT if name in row), PROMPT[0])
-        text, label = _string(f"{path}:{line}: {name}", row, name), row.get("label")
-        missing = label is None or isinstance(label, float) and math.isnan(label)
-        label = "" if missing else str(label).strip()
-        folded = label.casefold()
-        found.append(Prompt(line, text, folded if folded in (SAFE, UNSAFE) else label))
+        text = _string(f"{path}:{line}: {name}", row, name)
+        found.append(Prompt(line, text, _label(f"{path}:{line}: {LABEL}", row.get(LABEL))))
     if not found:
         raise SeedError(f"{path}: no prompt in it; write one {_A_PROMPT} a line")
     odd = next((prompt for prompt in found if prompt.label), None)
@@ -107,6 +106,17 @@ def read_prompts(path: str | remote.Path) -> tuple[Prompt, ...]:
             "in the file; write one of the two, or remove the labels"
         )
     return tuple(found)
+
+
+def _label(where: str, value: object) -> str:
+    """A prompt's label, or "" where it has none; `where` starts the message."""
+    if value is not None and not isinstance(value, str):
+        raise SeedError(
+            f"{where}: found {shown(value)}, expected {SAFE!r} or {UNSAFE!r} (prompts with another "
+            "text are passed over); write one of the two, in double quotes, or remove the labels"
+        )
+    label = "" if value is None or value.strip() in _NOTHING else value.strip()
+    return label.casefold() if label.casefold() in (SAFE, UNSAFE) else label
 
 
 def read_choices(path: str | remote.Path) -> tuple[Choice, ...]:
@@ -166,7 +176,9 @@ def json_rows(path: remote.Path, example: str) -> Iterator[tuple[int, dict[str, 
         if not source.strip():
             continue
         try:
-            row = json.loads(source)
+            row = storage.parse_json(source)
+        except storage.AmbiguousError as error:
+            raise SeedError(f"{path}:{line}: {error}") from error
         except (ValueError, RecursionError) as error:
             where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             raise SeedError(
@@ -194,7 +206,8 @@ def _existing(path: str | remote.Path, suffixes: tuple[str, ...]) -> remote.Path
     if isinstance(path, pathlib.Path) and path.is_dir():
         raise SeedError(f"{path}: found a directory; give a {kinds} file")
     if isinstance(path, pathlib.Path) and not path.exists():
-        raise SeedError(f"{path}: no such file; check the path (it is relative to {path.cwd()})")
+        what = "a link that leads to no file" if path.is_symlink() else "no such file"
+        raise SeedError(f"{path}: {what}; check the path (it is relative to {path.cwd()})")
     if path.suffix.lower() not in suffixes:
         cure = "convert or rename the file"
         if path.suffix.lower() == ".json":
@@ -204,7 +217,7 @@ def _existing(path: str | remote.Path, suffixes: tuple[str, ...]) -> remote.Path
 
 
 def _rows(
-    path: remote.Path, wanted: Sequence[Sequence[str]], example: str
+    path: remote.Path, wanted: Sequence[Sequence[str]], example: str, also: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Lines and fields by their names in lower case, of a file of either kind.
 
@@ -212,13 +225,22 @@ def _rows(
       path: the file.
       wanted: the columns of a table that must be there, each by its possible names.
       example: of a line of JSON, for messages.
+      also: further fields that are read where they are there.
     """
+    read = {*also, *(name for names in wanted for name in names)}
     if path.suffix.lower() != ".jsonl":
-        yield from _table_rows(path, wanted)
+        yield from _table_rows(path, wanted, read)
         return
     for line, row in json_rows(path, example):
-        # Names in capitals; one that is written right goes first.
-        yield line, {_plain(name): value for name, value in row.items()} | row
+        _check_once(f"{path}:{line}", list(row), read)
+        yield line, {_plain(name): value for name, value in row.items()}
+
+
+def _check_once(where: str, names: Sequence[str], read: Collection[str]) -> None:
+    """Raises `SeedError` where a field that is read is there under several spellings."""
+    for name in sorted(read):
+        if len(found := [spelt for spelt in names if _plain(spelt) == name]) > 1:
+            raise SeedError(f"{where}: {name}: found {len(found)} of it, {found}; keep one")
 
 
 def _plain(name: str) -> str:
@@ -242,11 +264,12 @@ def _read_text(path: remote.Path) -> str:
 
 
 def _table_rows(
-    path: remote.Path, wanted: Sequence[Sequence[str]]
+    path: remote.Path, wanted: Sequence[Sequence[str]], read: Collection[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a table behind its header, by the separator that makes columns of the header."""
     text = _read_text(path)
     line, separator, header = _header(path, text, wanted)
+    _check_once(f"{path}:{line}", header, read)
     for number, cells in _cells(path, text, separator):
         if number == line or not any(cell.strip() for cell in cells):
             continue
@@ -254,7 +277,7 @@ def _table_rows(
             raise SeedError(
                 f"{path}:{number}: found {len(cells)} cell(s), expected {len(header)} "
                 f"({', '.join(header)}); put texts that hold {_named(separator)} or line breaks in "
-                "double quotes"
+                "double quotes, the first of which comes right behind the separator"
             )
         yield number, dict(zip(header, cells, strict=True))
 
@@ -292,7 +315,10 @@ def _header(
 
 def _cells(path: remote.Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of a table, and the lines where they start; blank lines are skipped."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    stream = io.StringIO(text, newline="")
+    # People write blanks behind a comma, also before a quote.
+    reader = csv.reader(stream, delimiter=separator, strict=True, skipinitialspace=True)
     while True:
         line = reader.line_num + 1  # where the row starts: a quoted cell may span many lines
         try:
@@ -300,7 +326,8 @@ def _cells(path: remote.Path, text: str, separator: str) -> Iterator[tuple[int, 
         except csv.Error as error:
             raise SeedError(
                 f"{path}:{line}: malformed CSV ({error}) in the row that starts here; "
-                'close every quote, and write a quote inside a cell as ""'
+                "close every quote, right before the separator, and write a quote inside a cell "
+                'as ""'
             ) from error
         if cells is None:
             return
@@ -332,7 +359,7 @@ def _string(where: str, row: dict, name: str) -> str:
     if name not in row:
         raise SeedError(f"{where}: missing; found the fields {sorted(row)}; add {name!r}")
     value = row[name]
-    if value is None or isinstance(value, float) and math.isnan(value):
+    if value is None:
         raise SeedError(f"{where}: found {shown(value)}; write the {name}, or remove the line")
     if isinstance(value, (dict, list)):
         raise SeedError(
@@ -353,6 +380,11 @@ def _string(where: str, row: dict, name: str) -> str:
     value = value.strip()
     if not value:
         raise SeedError(f"{where}: found an empty text; write the {name}, or remove the line")
+    if value in _NOTHING and name != "choice":  # which may well be "None"
+        raise SeedError(
+            f"{where}: found {value!r} alone, as programs write it into empty cells; write the "
+            f"{name}, or remove the line, or put a full stop behind the word if it is meant"
+        )
     return value
 
 
@@ -360,6 +392,6 @@ def shown(value: object) -> str:
     """A value as its file has it and its kind, for a message, cut to a readable length."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = text if len(text) <= 60 else f"{text[:59]}…"
-    if value is None or isinstance(value, str) or value != value:  # NaN says what it is
+    if value is None or isinstance(value, str):
         return text
     return f"{text} ({'object' if isinstance(value, dict) else type(value).__name__})"

@@ -120,7 +120,7 @@ def _ends_in(path: pathlib.Path, size: int) -> list[int]:
     for index in ids:
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < size:
             raise ValueError(
-                f"{path}: eos_token_id is {found}; token ids below {size} are expected"
+                f"{path}: eos_token_id is {found!r}; token ids below {size} are expected"
             )
     return ids
 

@@ -278,7 +278,7 @@ FIELDS = {
     "rank that is text": ({"r": "5"}, ["r is '5'"]),
     "no rank": ({"r": None}, ["r is None"]),
     "no alpha": ({"lora_alpha": None}, ["lora_alpha is None"]),
-    "alpha that is no number": ({"lora_alpha": float("nan")}, ["lora_alpha is nan"]),
+    "alpha that is no number": ({"lora_alpha": float("nan")}, ["lora_alpha: found NaN"]),
 }
 
 

@@ -1,6 +1,7 @@
 """Directories of models: how they are stored, written again, and damaged in a hundred ways."""
 
 import json
+import math
 import os
 import pathlib
 import re
@@ -419,6 +420,35 @@ FILES = {
     "config without a bottom": (
         lambda f: f.write("config.json", "[" * 100_000), ["config.json: not valid JSON"],
     ),
+    "config with a field twice": (
+        lambda f: f.write("config.json", '{"vocab_size": 1, "vocab_size": 2}'),
+        ["config.json: vocab_size: found twice in one object; remove one"],
+    ),
+    "config with NaN": (
+        lambda f: f.config(initializer_range=math.nan),
+        ["config.json: initializer_range: found NaN, which JSON does not have"],
+    ),
+    "flag that is a text": (
+        lambda f: f.config(use_cache="x"), ["config.json: use_cache is 'x'; .* expected bool"],
+    ),
+    "number that is a text, unnamed by transformers": (
+        lambda f: f.config(num_labels="x"), ["config.json: num_labels is 'x'; transformers"],
+    ),
+    "two fields that are texts": (
+        lambda f: f.config(use_cache="x", pad_token_id="x"),
+        ["config.json: transformers cannot read several fields .*'use_cache'"],
+    ),
+    "links in a circle": (
+        lambda f: (f.file.unlink(), f.file.symlink_to(f.file.name)),
+        ["model.safetensors: links lead in a circle there; mend them"],
+    ),
+    "folders in a circle": (
+        lambda f: [
+            (f.path / "config.json").unlink(), (f.path / "config.json").symlink_to("a/config.json"),
+            (f.path / "a").symlink_to("b"), (f.path / "b").symlink_to("a"),
+        ],
+        ["config.json: links lead in a circle there"],
+    ),
     "no directory": (lambda f: shutil.rmtree(f.path), ["is not a directory"]),
     "file in place of a directory": (
         lambda f: (shutil.rmtree(f.path), f.path.write_text("x")), ["is not a directory"],
@@ -623,7 +653,7 @@ FIELDS = {
     "string as a flag": ({"attention_bias": "false"}, ["attention_bias is 'false'", "true or"]),
     "eps of zero": ({"rms_norm_eps": 0}, ["rms_norm_eps is 0", "above 0"]),
     "eps that is text": ({"rms_norm_eps": "1e-5"}, ["rms_norm_eps is '1e-5'"]),
-    "eps that is no number": ({"rms_norm_eps": float("nan")}, ["rms_norm_eps is nan"]),
+    "eps that is no number": ({"rms_norm_eps": float("nan")}, ["rms_norm_eps: found NaN"]),
     "heads": (
         {"num_attention_heads": 5, "head_dim": ...}, ["num_attention_heads is 5", "divisor"],
     ),
@@ -654,7 +684,7 @@ FIELDS = {
     "rope that is text": ({"rope_parameters": "linear"}, ["rope_parameters is 'linear'", "object"]),
     "no factor": (rope(rope_type="linear"), ["'linear': factor is None"]),
     "negative factor": (rope(rope_type="dynamic", factor=-2.0), ["factor is -2.0", "above 0"]),
-    "infinite factor": (rope(rope_type="linear", factor=float("inf")), ["factor is inf"]),
+    "infinite factor": (rope(rope_type="linear", factor=float("inf")), ["factor: found Infinity"]),
     "factor that is text": (rope(rope_type="linear", factor="2"), ["factor is '2'"]),
     "factor beyond any": (rope(rope_type="linear", factor=10**400), ["factor is 1000"]),
     "theta of zero": (rope(rope_type="default", rope_theta=0), ["theta is 0"]),

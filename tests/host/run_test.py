@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from isara_jax import config
 from isara_jax.files import remote
 from isara_jax.host import fingerprint, forecast, run, setup
 from isara_jax.host.executables import Executables
+from isara_jax.tasks import domains
 from tests import environment
 from tests.method.iteration_test import SAMPLES, SEEDS, small
 
@@ -244,8 +246,61 @@ def test_a_changed_seeds_file_is_another_run(random_model, tmp_path):
     found = "(seeds: 1 of 3|held-out items: 1 of 1), the first is now 'Is it five[?]'"
     with pytest.raises(config.ConfigError, match=found):
         run.run(c, tmp_path / "run")
+    write("four")
+    other = dataclasses.replace(
+        c, task=dataclasses.replace(c.task, held_out=-1, n_seeds=2), train=dataclasses.replace(
+            c.train, lora=dataclasses.replace(c.train.lora, targets=("q",))
+        ),
+    )  # fmt: skip
+    with pytest.raises(config.ConfigError, match="another configuration") as error:
+        run.run(other, tmp_path / "run")
+    targets = '--config.train.lora.targets=\'("q", "k", "v", "o", "gate", "up", "down")\''
+    given = f"To continue it, give --config.task.n_seeds=0 --config.task.held_out=1 {targets}; "
+    assert given in str(error.value)
     whole = fingerprint._hash([*s.task.seeds, *s.task.items])[:16]  # as versions before wrote it
     assert fingerprint.agrees(whole, s.data) and not fingerprint.agrees("0123", s.data)
+
+
+def test_a_run_under_an_older_default_is_told_how_it_continues(random_model, tmp_path):
+    """8 pairs were held out where nobody said; now a quarter is."""
+    seeds = tmp_path / "mine.jsonl"
+    rows = [{"question": f"Is it {i}?", "answer": f"It is {i}."} for i in range(48)]
+    seeds.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    c = small(random_model, task__seeds=str(seeds), task__n_seeds=0, task__held_out=8)
+    s = setup.prepare(config.resolve(c), tmp_path / "data", None)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(run._record(s)))
+    c.task.held_out = -1
+    s = setup.prepare(config.resolve(c), tmp_path / "data", None)
+    assert "12 held-out questions (a quarter, by task.held_out=-1)" in forecast._held_out(s)
+    cure = r"40 then, 36 now.* To continue it, give --config.task.held_out=8; to start anew"
+    with pytest.raises(config.ConfigError, match=cure):
+        run._check_same_run(s, remote.Workdir(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "held_out", "n", "words"),
+    [
+        (12, -1, 0, "3 held-out questions (a quarter, by task.held_out=-1)"),
+        (24, -1, 0, "8 held-out questions (the least, by task.held_out=-1)"),
+        (3, -1, 0, "1 held-out questions (the least, by task.held_out=-1)"),
+        (2000, -1, 0, "256 held-out questions (the most, by task.held_out=-1)"),
+        (2000, -1, 100, "100 held-out questions (as evaluation.n=100)"),
+        (24, 6, 12, "6 held-out questions (as task.held_out=6)"),
+        (0, -1, 5, "5 held-out questions"),
+    ],
+)
+def test_who_says_how_many_are_held_out(pairs, held_out, n, words):
+    """What is told is what decided: the share, its bounds, or a setting."""
+    c = config.Config()
+    task = dataclasses.replace(c.task, seeds="mine.csv" * bool(pairs), held_out=held_out)
+    c = dataclasses.replace(c, task=task, evaluation=dataclasses.replace(c.evaluation, n=n))
+    found = (domains.n_held_out(pairs) if held_out < 0 else held_out) if pairs else 64
+    items = [None] * min(found, n or found)
+    said = forecast._held_out(
+        types.SimpleNamespace(task=types.SimpleNamespace(items=items), config=c)
+    )
+    assert said == words
 
 
 def test_changed_choices_are_another_run(random_model, tmp_path):

@@ -71,6 +71,14 @@ CASES = {
     "field without its group": ((*RUN, "--learning_rate=1"), {}, "--config.train.learning_rate"),
     "negated": ((*RUN, "--noconfig.compilation_cach"), {}, "'--config.compilation_cache'"),
     "below a value": ((*RUN, "--config.seed.x=1"), {}, "--config.seed.x: no such flag"),
+    "tuple": (
+        (*RUN, "--config.task.topics[0]=x", "--config.task.topics[1]", "y"),
+        {},
+        r"a tuple is given as a whole, such as --config.task.topics='\(\"x\", \"y\"\)'",
+    ),
+    "tuple, not empty": ((*RUN, "--config.evaluation.sft_steps[9]=1"), {}, "='.0.125, 0.5, 1.0.'"),
+    "index of a number": ((*RUN, "--config.seed[0]=1"), {}, "one value; .*: --config.seed=VALUE"),
+    "index of a group": ((*RUN, "--config.model[a]=1"), {}, "a group.* --config.model.path=VALUE"),
     "flag": ((*RUN, "--workdri=x"), {}, "--workdri: .*'--workdir'"),
     "type": ((*RUN, "--config.seed=x"), {}, "--config.seed=x: .*'x'"),
     "group": ((*RUN, "--config.train=5"), {}, "--config.train=5: .*not a dict"),
@@ -286,15 +294,27 @@ def test_without_a_home_the_cache_is_ones_own_folder(tmp_path, monkeypatch, caps
         storage.cache()
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda,cpu", "tpu", "rocm", "cpuu"])
-def test_a_platform_that_is_not_there_is_named(name, monkeypatch):
+@pytest.mark.parametrize("names", ["cuda", "cuda,cpu", "tpu", "rocm", "cpuu", "cpu,cpuu"])
+def test_a_platform_that_is_not_there_is_named(names, monkeypatch):
     """JAX would say it by an assertion, or take another one in silence."""
-    monkeypatch.setenv("JAX_PLATFORMS", name)
-    first = name.split(",")[0]
-    with pytest.raises(config.UserError, match=f"JAX_PLATFORMS={name}: no {first} here .*=cpu"):
+    monkeypatch.setenv("JAX_PLATFORMS", names)
+    lacking = names.replace("cpu,", "").split(",")[0]
+    with pytest.raises(config.UserError, match=f"JAX_PLATFORMS={names}: no {lacking} here .*=cpu,"):
         mesh.check_platforms()
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     mesh.check_platforms()
+
+
+@pytest.mark.parametrize(("names", "lacking"), [("cpu,bogus", "bogus"), ("cpu,,x", "''")])
+def test_a_platform_that_keeps_jax_from_starting_another_is_named(names, lacking):
+    """JAX starts all of them, and is asked for the first."""
+    code = "from isara_jax.devices import mesh; mesh.check_platforms()"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment.of() | {"JAX_PLATFORMS": names},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert f"JAX_PLATFORMS={names}: no {lacking} here" in found.stderr
+    assert "; set JAX_PLATFORMS=cpu" in found.stderr
 
 
 def test_an_older_python_is_told_what_is_needed():

@@ -53,6 +53,28 @@ def test_csv_reads_quoted_cells_over_several_lines(tmp_path):
     assert files.read_pairs(path) == (Pair("What?", 'one\ntwo, "three"'), Pair("Is\nit?", "yes"))
 
 
+def test_csv_cells_behind_a_blank_and_of_any_length(tmp_path):
+    """As people write tables by hand; Python's reader would end at 131,072 characters."""
+    long = "many words, " * 20_000 + "and an end"
+    path = write(tmp_path, "s.csv", f'question, answer\na, "b, c"\nd,  "{long}"\n')
+    assert files.read_pairs(path) == (Pair("a", "b, c"), Pair("d", long))
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "null", "None", "<NA>"])
+def test_a_word_for_nothing_is_no_text(tmp_path, word):
+    """What pandas wrote for a missing answer is none; a label may be missing, a choice "None"."""
+    for name, content in {
+        "s.csv": f"question,answer\na,b\nc,{word}\n",
+        "s.jsonl": f"\n{lines(pair(0), {'question': 'a', 'answer': word})}",
+    }.items():
+        with pytest.raises(files.SeedError, match=f"{name}:3: answer: found '{word}' alone"):
+            files.read_pairs(write(tmp_path, name, content))
+    table = write(tmp_path, "p.csv", f"prompt,label\na,safe\nb,{word}\n")
+    assert [prompt.label for prompt in files.read_prompts(table)] == ["safe", ""]
+    asked = write(tmp_path, "c.jsonl", lines(ASKED | {"choices": ["Some", word]}))
+    assert files.read_choices(asked)[0].choices == ("Some", word)
+
+
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
 def test_tables_are_read_by_whatever_separates_them(tmp_path, separator, suffix):
@@ -74,14 +96,9 @@ def test_tables_are_read_by_whatever_separates_them(tmp_path, separator, suffix)
 
 
 def test_names_in_capitals_are_fields_too(tmp_path):
-    """Lines of JSON by other hands; a name that is written right goes before one that is not."""
-    path = write(
-        tmp_path,
-        "seeds.jsonl",
-        lines(
-            {"Question": "a?", " ANSWER ": "b"}, {"Question": "no", "question": "c?", "answer": "d"}
-        ),
-    )
+    """Lines of JSON by other hands; names of fields that are not read may come several times."""
+    rows = [{"Question": "a?", " ANSWER ": "b"}, {"question": "c?", "Answer": "d", "x": 1, "X": 2}]
+    path = write(tmp_path, "seeds.jsonl", lines(*rows))
     assert files.read_pairs(path) == (Pair("a?", "b"), Pair("c?", "d"))
     assert files.locate(path, "a?").endswith(":1")
 
@@ -113,7 +130,20 @@ PROMPT_ERRORS = {
     "null": (lines({"prompt": None}), ["p.jsonl:1: prompt: found null; write the prompt"]),
     "labels": (
         lines({"prompt": "a"}, {"prompt": "b", "label": 1}),
-        ["p.jsonl:2: label: found '1'", "'safe' or 'unsafe'", "remove the labels"],
+        ["p.jsonl:2: label: found 1 (int)", "'safe' or 'unsafe'", "remove the labels"],
+    ),
+    "label true": (
+        lines({"prompt": "a", "label": "safe"}, {"prompt": "b", "label": True}),
+        ["p.jsonl:2: label: found true (bool)", "'safe' or 'unsafe'", "in double quotes"],
+    ),
+    "other labels": (
+        lines({"prompt": "a"}, {"prompt": "b", "label": "bad"}),
+        ["p.jsonl:2: label: found 'bad'", "'safe' or 'unsafe'", "remove the labels"],
+    ),
+    "label NaN": ('{"prompt": "a", "label": NaN}', ["p.jsonl:1: label: found NaN, which JSON"]),
+    "label twice": (
+        lines({"prompt": "a", "label": "safe", "Label": "unsafe"}),
+        ["p.jsonl:1: label: found 2 of it, ['label', 'Label']; keep one"],
     ),
 }
 
@@ -211,7 +241,32 @@ ERRORS = {
     "pandas": (
         "s.jsonl",
         GOOD + '{"question": "a", "answer": NaN}',
-        ["s.jsonl:3: answer: found NaN; write the answer, or remove the line"],
+        ["s.jsonl:3: answer: found NaN, which JSON does not have; write its value, or remove it"],
+    ),
+    "infinity": (
+        "s.jsonl",
+        '{"question": "a", "answer": "b", "scores": [1, -Infinity]}',
+        ["s.jsonl:1: scores: found -Infinity, which JSON does not have"],
+    ),
+    "field twice": (
+        "s.jsonl",
+        GOOD + '{"question": "a", "answer": "b", "answer": "c"}',
+        ["s.jsonl:3: answer: found twice in one object; remove one"],
+    ),
+    "field under two spellings": (
+        "s.jsonl",
+        lines({"Answer": "a", "question": "b", " ANSWER ": "c"}),
+        ["s.jsonl:1: answer: found 2 of it, ['Answer', ' ANSWER ']; keep one"],
+    ),
+    "csv: blank behind a quote": (
+        "s.csv",
+        'question,answer\n"a" ,b\n',
+        ["s.csv:2: ", "close every quote, right before the separator"],
+    ),
+    "csv: tab before a quote": (
+        "s.csv",
+        'question,answer\na,\t"b, c"\n',
+        ["s.csv:2: ", "3 cell", "right behind the separator"],
     ),
     "object": (
         "s.jsonl",

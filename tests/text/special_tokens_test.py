@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 import shutil
 import tempfile
 
@@ -200,12 +201,13 @@ def test_an_end_that_the_vocabulary_has_needs_no_file(opt):
     assert opt.read()[1:] == (0, (0,))
 
 
-@pytest.mark.parametrize("ends", [128009, [2, 128009], -1, True, "</s>", [2, None]])
+@pytest.mark.parametrize("ends", [128009, [2, 128009], -1, True, "2", [2, None]])
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
 def test_ends_that_are_no_tokens_are_named(llama, file, ends):
     """An end that the embedding has no row for is never drawn: it belongs to another model."""
     llama.change(file, eos_token_id=ends)
-    with pytest.raises(ValueError, match=f"{file}: eos_token_id is .*; token ids below 1536"):
+    said = f"{file}: eos_token_id is {re.escape(repr(ends))}; token ids below 1536"
+    with pytest.raises(ValueError, match=said):
         llama.read()
 
 

@@ -315,7 +315,8 @@ def test_none_of_them_needs_torch():
     program = """
         import json, pathlib, sys
         sys.modules["torch"] = None
-        from isara_jax import tokens, weights
+        from isara_jax.formats import weights
+        from isara_jax.text import tokens
         texts, *folders = json.load(sys.stdin)
         for folder in folders:
             tokenizer = weights.load_tokenizer(pathlib.Path(folder))
