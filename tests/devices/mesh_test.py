@@ -43,7 +43,7 @@ assert flops[4] < 0.3 * flops[1], flops
 
 # What is exchanged: a matrix of 64 x 4,096 gathered from four, and its sums of rows, thrice.
 from jax.sharding import NamedSharding, PartitionSpec as P
-from isara_jax import hlo
+from isara_jax.planning import hlo
 def compiled(function, spec):
     x = jax.ShapeDtypeStruct((64, 4096), np.float32, sharding=NamedSharding(devices, spec))
     return hlo.collectives(jax.jit(function, out_shardings=place).lower(x).compile().as_text())

@@ -72,9 +72,14 @@ def finish(started):
 CONTINUES = """
 import pathlib, sys
 import jax, numpy as np
-from isara_jax import checkpoint, config, processes, remote, retrieval, setup, weights
+from isara_jax import config
+from isara_jax.devices import processes
+from isara_jax.files import remote
+from isara_jax.formats import weights
+from isara_jax.host import checkpoint, setup
+from isara_jax.method import retrieval
 from isara_jax.host.executables import Executables
-from tests import processes_test
+from tests.devices import processes_test
 
 coordinator, number, model, folder = sys.argv[1:]
 folder, read, searched = pathlib.Path(folder), [], []

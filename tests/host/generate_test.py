@@ -323,7 +323,9 @@ BATCHES = (
     NO_TORCH
     + """
 import os
-from isara_jax import command, completion, generate
+from isara_jax import generate
+from isara_jax.host import completion
+from isara_jax.shell import command
 generate._BATCH = 2
 call = completion.Completer.__call__
 def counted(self, *args):

@@ -26,7 +26,8 @@ FORKS = """
 import json, os, sys, tempfile
 from absl import flags
 from ml_collections import config_flags
-from isara_jax import command, config
+from isara_jax import config
+from isara_jax.shell import command
 
 config_flags.DEFINE_config_file("config", None, "A file of configs/.")
 flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
