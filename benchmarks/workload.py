@@ -23,9 +23,8 @@ from isara_jax.devices import mesh
 from isara_jax.files import storage
 from isara_jax.formats import pretrained, weights
 from isara_jax.host import placement, setup
-from isara_jax.method import iteration
+from isara_jax.method.program import Hyper, Inputs, Program, Sizes
 from isara_jax.models import decoder, families, shapes
-from isara_jax.sampler import scheduling
 from isara_jax.text import encoding, packing, stops, tokens
 
 NETWORKS = {name: shapes.NETWORKS[name] for name in ("llama_58m", "llama_7b", "opt_6.7b")}
@@ -104,8 +103,8 @@ class Alphabet:
 class Workload(NamedTuple):
     """A program, what it reads, and its seeds on the devices."""
 
-    program: iteration.Program
-    inputs: iteration.Inputs
+    program: Program
+    inputs: Inputs
     seeds: packing.Pairs
 
 
@@ -127,14 +126,13 @@ def random(
     model = pretrained.Pretrained(pathlib.Path(), network, None).build(dtype, devices, kv_cache)
     vocabulary = Alphabet(network.vocab_size)
     seeds = _random_pairs(vocabulary, size.new)
-    program = iteration.Program(
+    program = Program(
         config=c, model=model, vocabulary=vocabulary, template=vocabulary.template,
-        mesh=devices, n_seeds=SEEDS, typical_pair=0,
-        steps_per_check=scheduling.steps_per_check(devices),
+        mesh=devices, sizes=Sizes.of(c, vocabulary.template, SEEDS, 0, network.max_length),
     )  # fmt: skip
     base = random_params(model, devices)
     nothing = stops.stop_table(vocabulary.bytes, (), ())
-    inputs = iteration.Inputs(base, None, nothing, nothing, iteration.Hyper.of(c))
+    inputs = Inputs(base, None, nothing, nothing, Hyper.of(c))
     whole = mesh.replicated(devices)
     placed = jax.device_put(inputs, setup.inputs_sharding(inputs, base, whole))
     program = setup.plan_training(program, placement.placed_bytes(base))

@@ -215,7 +215,7 @@ class _Trained:
             self.setup = setup.prepare(config.resolve(c), pathlib.Path(folder), None)
         self.exe = Executables(self.setup.program, self.setup.inputs)
         self.batch_size = c.train.batch_size
-        self._questions = answers.Questions(self.setup.held_out, self.start().pool)
+        self._questions = answers.Questions(self.setup.measured.held_out, self.start().pool)
 
     def start(self) -> State:
         return self.exe.start(self.setup.seeds)

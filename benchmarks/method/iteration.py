@@ -31,7 +31,8 @@ from absl import app, flags
 from benchmarks import workload
 from isara_jax.devices import mesh
 from isara_jax.host import executables
-from isara_jax.method import iteration
+from isara_jax.method import iteration, prompting
+from isara_jax.method.program import Inputs, Program
 from isara_jax.method.state import State
 from isara_jax.models import lora
 from isara_jax.planning import roofline
@@ -122,7 +123,7 @@ def measure(work: workload.Workload) -> Measured:
     bind = functools.partial
     stages: dict[str, tuple[roofline.Work, Timed]] = {}
 
-    prompts = jax.jit(bind(iteration.question_prompts, p))(inputs, state)
+    prompts = jax.jit(bind(prompting.question_prompts, p))(inputs, state)
     questions = timed(bind(iteration.write_questions, p), inputs, state)
     question = questions.result[0]
     first = timed(bind(_prefill, p), inputs, state.trainable, prompts)
@@ -130,11 +131,11 @@ def measure(work: workload.Workload) -> Measured:
 
     part = question.text.joined
     lengths = np.asarray(part.lengths) + len(p.template.bos) + len(p.template.start)
-    capacity = p.prompt_capacity(
+    capacity = p.sizes.prompt(
         c.answer.k, c.answer.prompt_tokens, c.answer.max_tokens, c.question.max_tokens
     )
     shown = timed(
-        lambda base, pool, part: iteration.answer_prompts(
+        lambda base, pool, part: prompting.answer_prompts(
             p, base, pool, part, c.answer.k, capacity
         ), inputs.base, state.pool, part,
     )  # fmt: skip
@@ -152,7 +153,7 @@ def measure(work: workload.Workload) -> Measured:
     pool = accepted.result[0]
     fitted = timed(bind(iteration.fine_tune, p), inputs, state.trainable, pool, state.step)
     ids, lengths, begin = (
-        np.asarray(x) for x in packing.training_sequences(p.template, pool.pairs, p.train_tokens)
+        np.asarray(x) for x in packing.training_sequences(p.template, pool.pairs, p.sizes.sequence)
     )
     rows = _trained(p, pool)
     passes = float(fitted.result.tokens) / lengths[rows].sum()
@@ -186,13 +187,13 @@ def counted(recorded: dict[str, Any]) -> dict[str, int]:
 
 
 def _prefill(
-    p: iteration.Program, inputs: iteration.Inputs, trainable: lora.Trainable,
+    p: Program, inputs: Inputs, trainable: lora.Trainable,
     prompts: packing.Prompts,
 ) -> decode.Generation:  # fmt: skip
     """A generation that ends with its first token: reading the prompts, and one step."""
     return decode.generate(
         p.sampler(1)._replace(steps_per_check=1),
-        lora.variables(inputs.base, trainable, p.config.train, merged=p.merged), prompts,
+        p.variables(inputs.base, trainable), prompts,
         jax.random.key(0), inputs.hyper.question, inputs.question_stops,
     )  # fmt: skip
 
@@ -208,7 +209,7 @@ def _split(
     stages[f"{name}: decode"] = (roofline.decode_work(n, lengths, drawn, slots), rest)
 
 
-def _trained(p: iteration.Program, pool: Any) -> np.ndarray:
+def _trained(p: Program, pool: Any) -> np.ndarray:
     """Rows of the pool that the first iteration is trained on."""
     origin = np.asarray(pool.origin)[: int(pool.count)]
     return np.flatnonzero((origin == 1) | ((origin == 0) & p.config.train.include_seeds))
@@ -225,7 +226,7 @@ def _batches(rows: int, steps: int, batch: int) -> np.ndarray:
 
 
 def _recorded(
-    p: iteration.Program, inputs: iteration.Inputs, state: State, prompts: packing.Prompts,
+    p: Program, inputs: Inputs, state: State, prompts: packing.Prompts,
     question: spelling.Written, answer_prompts: packing.Prompts, answered: iteration.Answered,
 ) -> dict[str, Any]:  # fmt: skip
     """What `peer_hf` repeats: prompts, output lengths, and how tokens are drawn."""
@@ -240,7 +241,7 @@ def _recorded(
         "question_lengths": question.drawn.lengths,
         "embed_ids": wrapped.tokens,
         "embed_lengths": wrapped.lengths,
-        "pool": state.pool.embedding[: p.n_seeds],
+        "pool": state.pool.embedding[: p.sizes.n_seeds],
         "k": c.answer.k,
         "answer_prompts": answer_prompts.tokens,
         "answer_prompt_lengths": answer_prompts.lengths,

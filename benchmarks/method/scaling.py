@@ -23,7 +23,7 @@ from absl import app, flags
 from benchmarks import workload
 from isara_jax.devices import mesh
 from isara_jax.host import executables
-from isara_jax.method import iteration
+from isara_jax.method import iteration, prompting
 from isara_jax.method.state import State
 from isara_jax.models import llama
 from isara_jax.sampler import decode, sampling
@@ -90,7 +90,7 @@ def refill(requests: int = 256, slots: int = 32, longest: int = 128) -> list[dic
     spelled = [b"\n" if i < enders else b"x" for i in range(NETWORK.vocab_size)]
     table = stops.stop_table(spelled, (), (stops.Stop("\n"),))
     state = executables.Executables(p, work.inputs).start(work.seeds)
-    prompts = jax.jit(functools.partial(iteration.question_prompts, p))(work.inputs, state)
+    prompts = jax.jit(functools.partial(prompting.question_prompts, p))(work.inputs, state)
     params = jax.tree.map(jnp.asarray, sampling.SamplingParams(1.0, 0, 1.0))
     args = ({"params": work.inputs.base}, prompts, jax.random.key(0), params, table)
     samplers = {"refill": p.sampler(longest)}

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from isara_jax.devices import mesh
-from isara_jax.method import iteration
-from isara_jax.method.iteration import Inputs, Program
+from isara_jax.method import prompting
+from isara_jax.method.program import Inputs, Program
 from isara_jax.method.state import Pool
 from isara_jax.text import packing
 
@@ -24,11 +24,11 @@ def divergence(p: Program, inputs: Inputs, pool: Pool) -> jax.Array:
       inputs: the base model.
       pool: the seeds.
     """
-    seeds = pool.pairs.take(jnp.arange(p.n_seeds))
+    seeds = pool.pairs.take(jnp.arange(p.sizes.n_seeds))
     question, c = seeds.question.joined, p.config.answer
     longest = p.config.question.max_tokens
-    capacity = p.prompt_capacity(c.k, c.prompt_tokens, c.max_tokens, longest)
-    prompts = iteration.answer_prompts(p, inputs.base, pool, question, c.k, capacity)[0]
+    capacity = p.sizes.prompt(c.k, c.prompt_tokens, c.max_tokens, longest)
+    prompts = prompting.answer_prompts(p, inputs.base, pool, question, c.k, capacity)[0]
     variables = {"params": inputs.base}
 
     def one(prompts: packing.Prompts) -> jax.Array:

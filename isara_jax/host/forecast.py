@@ -24,13 +24,13 @@ _ACCEPTED = 0.6  # of the samples
 
 def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
     """The lines shown before a run starts; `done` iterations were found in `workdir`."""
-    c, p = s.config, s.program
-    model = pathlib.PurePath(pretrained.name_of(s.model_path))
+    c, p, measured = s.config, s.program, s.measured
+    model = pathlib.PurePath(pretrained.name_of(s.base.path))
     devices = p.mesh.devices.flat
     by = ["an exact judge"] if s.task.judge else ["their likelihood"] if s.task.items else []
-    by += [f"the judge {judge.name}" for judge in s.judges]
-    by += ["refusals by rule"] if s.prompts else []
-    by += [f"MC1 of {len(set(s.choices.question))} questions"] if s.choices else []
+    by += [f"the judge {judge.name}" for judge in measured.judges]
+    by += ["refusals by rule"] if measured.prompts else []
+    by += [f"MC1 of {len(set(measured.choices.question))} questions"] if measured.choices else []
     continued = f", continued after iteration {done}" if done else ""
     axes = " × ".join(f"{name} {size}" for name, size in p.mesh.shape.items())
     return "\n".join(
@@ -39,8 +39,8 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
             f"{np.dtype(p.model.dtype).name}",
             f"  domain      {s.task.name}: {len(s.task.seeds)} seeds, {_held_out(s)}, scored by "
             f"{', '.join(by)}",
-            *([f"  prompts     {s.prompts.about}"] if s.prompts else []),
-            f"  texts       {_texts(s.vocabulary)}",
+            *([f"  prompts     {measured.prompts.about}"] if measured.prompts else []),
+            f"  texts       {_texts(s.base.vocabulary)}",
             f"  devices     {p.mesh.size} × {devices[0].device_kind}, mesh {axes}",
             f"  run         {c.iterations} iterations of {c.samples_per_iteration} samples, "
             f"{c.execution}, {c.train.trainable} training{continued}",
@@ -73,23 +73,23 @@ def _texts(vocabulary: tokens.Vocabulary) -> str:
 
 def _minutes(s: Setup) -> int:
     """The run's FLOPs, 2 a parameter for a token read or drawn and 6 for one trained on."""
-    c, p = s.config, s.program
+    c, p, measured = s.config, s.program, s.measured
     evaluations = 2 + c.iterations + len(c.evaluation.sft_steps)
-    asked = s.prompts.pairs.question.bare.ids.shape if s.prompts else (0, 0)
+    asked = measured.prompts.pairs.question.bare.ids.shape if measured.prompts else (0, 0)
     read, drawn = _sampled(s)
-    judged = len(s.task.items) if s.task.judge or s.judges else 0
+    judged = len(s.task.items) if s.task.judge or measured.judges else 0
     for n, width in ((judged, c.question.max_tokens), asked):
         read += evaluations * 2 * n * width  # sampled and greedy
         drawn += evaluations * 2 * _drawn(s, n, _mean(s.seeds.answer), c.answer.max_tokens)
-    scored = 0 if s.task.judge else len(s.task.items) * p.train_tokens
+    scored = 0 if s.task.judge else len(s.task.items) * p.sizes.sequence
     read += evaluations * (scored + _choice_tokens(s))
     # Every iteration trains on what there is by then.
     samples = _ACCEPTED * c.samples_per_iteration
-    rows = c.iterations * (p.n_seeds + samples * (c.iterations + 1) / 2)
+    rows = c.iterations * (p.sizes.n_seeds + samples * (c.iterations + 1) / 2)
     pair = _mean(s.seeds.question) + _mean(s.seeds.answer) + p.template.pair
     trained = rows * c.train.epochs * pair * (1 + sum(c.evaluation.sft_steps))
     work = 2 * s.n_params * (read / _READ + drawn / _DRAW + 3 * trained / _TRAIN)
-    work += evaluations * 2 * (judged + asked[0]) * sum(map(_judge_flops, s.judges)) / _READ
+    work += evaluations * 2 * (judged + asked[0]) * sum(map(_judge_flops, measured.judges)) / _READ
     seconds = work / (p.mesh.size * _matmul_rate(p.model.dtype))
     seconds += _COMPILE_SECONDS + _COMPILE_SECONDS_A_BLOCK * p.model.config.n_layers
     return max(1, round(seconds / 60))
@@ -99,8 +99,8 @@ def _sampled(s: Setup) -> tuple[float, float]:
     """Tokens of prompts, which are read padded, and tokens drawn, of all iterations."""
     c, p = s.config, s.program
     q, a, n = c.question, c.answer, c.samples_per_iteration
-    prompts = p.prompt_capacity(q.k, q.prompt_tokens, q.max_tokens, question=0)
-    prompts += p.prompt_capacity(a.k, a.prompt_tokens, a.max_tokens, question=q.max_tokens)
+    prompts = p.sizes.prompt(q.k, q.prompt_tokens, q.max_tokens, question=0)
+    prompts += p.sizes.prompt(a.k, a.prompt_tokens, a.max_tokens, question=q.max_tokens)
     drawn = _drawn(s, n, _mean(s.seeds.question), q.max_tokens)
     drawn += _drawn(s, n, _mean(s.seeds.answer), a.max_tokens)
     return c.iterations * n * prompts, c.iterations * drawn
@@ -119,9 +119,9 @@ def _mean(texts: packing.Text) -> float:
 
 def _choice_tokens(s: Setup) -> int:
     """Tokens of all questions with a choice behind them."""
-    if s.choices is None:
+    if s.measured.choices is None:
         return 0
-    pairs = s.choices.pairs
+    pairs = s.measured.choices.pairs
     (rows, question), answer = pairs.question.bare.ids.shape, pairs.answer.bare.ids.shape[1]
     return rows * (s.program.template.overhead(0) + question + answer)
 

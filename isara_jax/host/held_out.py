@@ -100,13 +100,14 @@ class HeldOut:
         held_out, prompts = None, None
 
         def models(of: str) -> list[judges.ModelJudge]:
-            return [judges.ModelJudge(j, self._exe.call, s.config.slots, of) for j in s.judges]
+            found, call = s.measured.judges, self._exe.call
+            return [judges.ModelJudge(judge, call, s.config.slots, of) for judge in found]
 
-        if s.task.items and (oracle or s.judges):
-            held_out = Asked("answer", s.task.items, s.held_out, [*oracle, *models("")])
-        if s.prompts is not None:
-            rule = refusals.Refusals(s.prompts.items)
-            prompts = Asked("prompts", s.prompts.items, s.prompts.pairs, [rule, *models("prompts")])
+        if s.task.items and (oracle or s.measured.judges):
+            held_out = Asked("answer", s.task.items, s.measured.held_out, [*oracle, *models("")])
+        if (asked := s.measured.prompts) is not None:
+            rule = refusals.Refusals(asked.items)
+            prompts = Asked("prompts", asked.items, asked.pairs, [rule, *models("prompts")])
         return held_out, prompts
 
     @property
@@ -129,8 +130,8 @@ class HeldOut:
             by_topic = self._by_topic(answered.labels[""][0])
         if s.task.judge is None and s.task.items:
             rows.append(self._likelihood(trainable, k))
-        if s.choices is not None:
-            rows.append(self._mc1(s.choices, trainable, k))
+        if s.measured.choices is not None:
+            rows.append(self._mc1(s.measured.choices, trainable, k))
         if self._prompts is not None:
             rows.append(found[self._prompts.of][1].row)
         examples = next((_examples(answered) for _, answered in found.values()), [])
@@ -142,7 +143,7 @@ class HeldOut:
         rows, texts, labels = [], {}, {}
         for suffix, params in self._decoding.items():
             found = jax.device_get(self._exe.answer(trainable, questions, params, k, asked.of))
-            texts[suffix] = spelling.texts(self._setup.vocabulary, found, stops.ANSWER_STOPS)
+            texts[suffix] = spelling.texts(self._setup.base.vocabulary, found, stops.ANSWER_STOPS)
             said = [judge(asked.items, texts[suffix]) for judge in asked.judges]
             labels[suffix] = [judgement.labels for judgement in said]
             rows += [scores.renamed(judgement.row, suffix) for judgement in said]
@@ -167,7 +168,7 @@ class HeldOut:
         if self._setup.task.judge is None and self._setup.task.items:
             title = "held-out loss, nats a token"
             info[NLL] = {"title": title, "higher_is_better": False}
-        if self._setup.choices is not None:
+        if self._setup.measured.choices is not None:
             info[choices.MC1] = {"title": "MC1", "higher_is_better": True}
         prompted = self._prompts.info() if self._prompts else {}
         return info | {name: about | {"on": "prompts"} for name, about in prompted.items()}

@@ -116,7 +116,7 @@ class History:
         return found
 
     def _samples(self, number: int, report: Report) -> list[dict[str, Any]]:
-        ids, vocabulary = self.data["row_ids"], self._setup.vocabulary
+        ids, vocabulary = self.data["row_ids"], self._setup.base.vocabulary
         questions = spelling.texts(vocabulary, report.question, stops.QUESTION_STOPS)
         answers = spelling.texts(vocabulary, report.answer, stops.ANSWER_STOPS)
         return [
@@ -135,7 +135,7 @@ class History:
         """What the judge, which the method never sees, says of the accepted pairs."""
         task = self._setup.task
         wanted = {label for m in task.metrics if m.higher_is_better for label in m.labels}
-        prompts = self._setup.prompts.items if self._setup.prompts else ()
+        prompts = self._setup.measured.prompts.items if self._setup.measured.prompts else ()
         held_out = {item.question for item in (*task.items, *prompts)}
         valid = [task.check_question(q) for q, _ in kept] if task.check_question else []
         aligned = [task.judge(q, a) in wanted for q, a in kept] if task.judge else []

@@ -2,22 +2,19 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from isara_jax import config
 from isara_jax.devices import mesh, processes
 from isara_jax.evaluate.answers import Questions
 from isara_jax.files import remote, storage
-from isara_jax.formats import adapters, pretrained, weights
-from isara_jax.host import checkpoint, fingerprint, forecast, metrics
+from isara_jax.host import checkpoint, forecast, metrics, results, same_run
 from isara_jax.host.cache_check import WORST_DIVERGENCE
 from isara_jax.host.executables import Executables
 from isara_jax.host.held_out import HeldOut
@@ -27,22 +24,6 @@ from isara_jax.method.progress import Progress
 from isara_jax.method.state import Pool, State
 from isara_jax.models import lora
 from isara_jax.report import html, table
-
-# Fields that may change between the start of a run and its continuation.
-_FREE_FIELDS = {"iterations", "execution", "compilation_cache", "mesh", "slots"}
-# What they choose is compared itself: seeds, held-out items and choices, by their content.
-_COMPARED_BY_CONTENT = {
-    "task/seeds", "task/n_seeds", "task/topics", "task/held_out", "evaluation/choices",
-    "evaluation/n",
-}  # fmt: skip
-_FOLLOWS_FROM_DATA = {
-    f"{stage}/{field}"
-    for stage in ("question", "answer")
-    for field in ("max_tokens", "prompt_tokens")
-}
-_PATHS = {  # may be spelt otherwise
-    "model/path", "train/init_adapter", "evaluation/judges", "task/seeds", "evaluation/choices",
-}  # fmt: skip
 
 
 def run(c: config.Config, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -63,8 +44,8 @@ def run(c: config.Config, workdir: str | pathlib.Path) -> dict[str, Any]:
         with config.user_errors():
             setup = prepare(c, place.local / "data", progress)
         c = setup.config
-        _check_same_run(setup, place)
-        processes.check_same(json.dumps(_record(setup)))
+        same_run.check(setup, place)
+        processes.check_same(json.dumps(same_run.record(setup)))
         if place.url is None:
             processes.check_shared(pathlib.Path(place.checkpoints))
         progress.expect("questions", c.samples_per_iteration)
@@ -93,64 +74,13 @@ def _own_folder(workdir: str | pathlib.Path) -> Iterator[remote.Workdir]:
             yield own
 
 
-def _record(setup: Setup) -> dict[str, Any]:
-    """What makes a run this one: configuration and data, as kept in `config.json`."""
-    return config.to_dict(setup.config) | {"data": fingerprint.of(setup.data)}
-
-
-def _check_same_run(setup: Setup, place: remote.Workdir) -> None:
-    """Raises `config.ConfigError` where `place` holds a run with other data or configuration."""
-    path = place.local / "config.json"
-    if not path.exists():
-        return
-    fields = storage.read_json(path, ours=True)
-    data = fields.pop("data", None)
-    other_data = not fingerprint.agrees(data, setup.data)
-    known = config.to_dict(config.resolve(ml_collections.ConfigDict(fields)))  # newer fields too
-    old, new = weights.flatten(known), weights.flatten(config.to_dict(setup.config))
-    other = _other_fields(old, new, other_data)
-    flags = " ".join(config.flag(name.replace("/", "."), old[name]) for name in other)
-    cure = f"To continue it, give {flags}; to start anew, choose another --workdir"
-    if changed := [name for name in other if name not in _COMPARED_BY_CONTENT]:
-        said = (
-            f"config.{name.replace('/', '.')}: {old[name]!r} there, {new[name]!r} now"
-            for name in changed[:4]
-        )
-        raise config.ConfigError(
-            f"{place} holds a run with another configuration ({'; '.join(said)}). {cure}, or "
-            "delete that one"
-        )
-    if other_data:
-        raise config.ConfigError(
-            f"{place}: seeds, held-out items or choices have changed since this run began "
-            f"({fingerprint.changes(data, setup.data)}). "
-            + (cure if other else "Put them back, or choose another --workdir")
-        )
-
-
-def _other_fields(old: dict[str, Any], new: dict[str, Any], other_data: bool) -> list[str]:
-    """Fields that make a run another one; those that choose its data where these are others."""
-    free = _FREE_FIELDS | (_FOLLOWS_FROM_DATA if other_data else _COMPARED_BY_CONTENT)
-    return [
-        name
-        for name in new
-        if not (name in free or old[name] == new[name])
-        and not (name in _PATHS and _same_place(old[name], new[name]))
-    ]
-
-
-def _same_place(one: str | list[str], other: str | list[str]) -> bool:
-    """Whether paths, or lists of them, lead to the same files."""
-    if isinstance(one, str):
-        places = [remote.path(path) for path in (one, other)]
-        return all(isinstance(p, pathlib.Path) for p in places) and (
-            os.path.realpath(places[0]) == os.path.realpath(places[1])
-        )
-    return len(one) == len(other) and all(map(_same_place, one, other))
-
-
 class _Run:
-    """A run in progress."""
+    """A run in progress.
+
+    `setup` is its plan, and never changes. What changes, and is kept with every checkpoint, is the
+    state that `_iterate` hands on (adapter, pool), and `history` (what the host knows). The rest
+    serves: `exe` computes, `held_out` measures, `progress` tells, `place` and `checkpoints` keep.
+    """
 
     def __init__(
         self, setup: Setup, place: remote.Workdir, progress: Progress,
@@ -176,13 +106,13 @@ class _Run:
         self.progress.say(forecast.describe(self.setup, self.place, done))
         self.progress.say("\nCompiling")
         state = self._initial_state(done)
-        storage.write_json(self.workdir / "config.json", _record(self.setup))
+        storage.write_json(self.workdir / "config.json", same_run.record(self.setup))
         self.place.keep()
         with metrics.MetricWriter(self.workdir, -1 if done is None else done) as writer:
             state = self._iterate(state, writer)
         # That of fewer iterations: without it an export waits for the one of the new result.
         (self.workdir / "summary.json").unlink(missing_ok=True)
-        self._export(state.trainable)
+        results.export(self.workdir, self.setup.base, self.setup.config, state.trainable)
         del state  # leaves its memory to the baselines
         self._baselines()
         return self._conclude()
@@ -198,7 +128,7 @@ class _Run:
     def _initial_state(self, done: int | None) -> State:
         state = self._fresh()
         # A pool of its own: the state's is given to the iterations.
-        questions = Questions(self.setup.held_out, self._fresh().pool)
+        questions = Questions(self.setup.measured.held_out, self._fresh().pool)
         self.held_out = HeldOut(self.setup, self.exe, questions)
         if self.setup.config.kv_cache == "int8":
             self._check_cache(questions.seeds)
@@ -283,44 +213,14 @@ class _Run:
             self.progress.lap("baseline_train")
             self._evaluate("sft", f"SFT, {steps} steps", fitted.trainable, steps=steps)
 
-    def _export(self, trainable: lora.Trainable) -> None:
-        """The result in a form other programs load."""
-        s, network = self.setup, self.setup.program.model.config
-        if s.config.train.trainable == "lora":
-            adapters.save(
-                self.workdir / "adapter", network, jax.device_get(trainable), s.config.train.lora,
-                pretrained.name_of(s.model_path),
-            )  # fmt: skip
-            return
-        target = self.workdir / "model"
-        shutil.rmtree(target, ignore_errors=True)  # of a run that ended during its baselines
-        with storage.atomic_folder(target) as folder:
-            base = pretrained.Pretrained(s.model_path, network, s.vocabulary)
-            pretrained.save_model(folder, base, trainable)
-
     def _conclude(self) -> dict[str, Any]:
-        """Writes the summary and the report, and shows the table."""
-        s, data = self.setup, self.history.data
-        summary = {
-            "task": s.task.name,
-            "model": pathlib.PurePath(pretrained.name_of(s.model_path)).name,
-            "n_seeds": len(s.task.seeds),
-            "rows": self.history.table(),
-            "metrics_info": self.held_out.metrics_info(),
-            "scaling_ratio": self.history.scaling_ratio,
-            "iterations": data["iterations"],
-            "compiles": dict(self.exe.compiles),
-            "seconds": {name: round(value, 2) for name, value in self.progress.seconds.items()},
-            "tokens": data["tokens"],
-            "prompts": s.prompts.about if s.prompts else None,
-            "examples": self.history.examples(self.held_out.shown),
-            "config": config.to_dict(s.config),
-        }
+        """Writes the report and the summary, and shows the table."""
+        summary = results.summary(self.setup, self.history, self.held_out, self.exe, self.progress)
         html.write(summary, self.workdir / "report.html")
         storage.write_json(self.workdir / "summary.json", summary)  # last: the run is finished
         self.place.keep()
         self.progress.say("\n" + table.text(summary))
-        result = "adapter" if s.config.train.trainable == "lora" else "model"
+        result = results.folder(self.setup.config)
         self.progress.say(
             f"\nReport: {self.place / 'report.html'}   {result}: {self.place / result}"
         )

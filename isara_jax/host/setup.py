@@ -14,10 +14,10 @@ from isara_jax.devices import mesh as mesh_lib
 from isara_jax.evaluate import choices, judges, prompts
 from isara_jax.formats import adapters, pretrained, weights
 from isara_jax.host import fingerprint, lengths, placement
-from isara_jax.method import iteration, retrieval, train
+from isara_jax.method import retrieval, train
+from isara_jax.method.program import Hyper, Inputs, Program, Sizes
 from isara_jax.method.progress import Progress
 from isara_jax.models import decoder, lora, shapes
-from isara_jax.sampler import scheduling
 from isara_jax.tasks import domains
 from isara_jax.tasks.base import Task
 from isara_jax.text import packing, stops, tokens
@@ -25,45 +25,57 @@ from isara_jax.text import packing, stops, tokens
 BUNDLED_SEEDS = 32
 
 
+class Measured(NamedTuple):
+    """What a run's models are measured by, on the devices.
+
+    Attributes:
+      held_out: the held-out questions and references (`Setup.task.items`).
+      judges: models that judge answers.
+      choices: multiple-choice questions, or None.
+      prompts: prompts without references, or None.
+    """
+
+    held_out: packing.Pairs
+    judges: tuple[judges.Loaded, ...] = ()
+    choices: choices.Choices | None = None
+    prompts: prompts.Prompts | None = None
+
+
 class Setup(NamedTuple):
-    """What a run works on.
+    """What a run works on: nothing of it changes.
 
     Attributes:
       config: resolved, lengths included.
       task: the domain.
-      vocabulary: the tokenizer.
-      program: the static part of the computation.
+      base: the base model's folder, network and tokenizer.
+      program: the plan, the static part of the computation.
       inputs: weights, initial adapter, stop tables and hyper-parameters, on the devices.
       seeds: the seeds, on the devices.
-      held_out: the held-out questions and references, on the devices.
-      judges: models that judge answers, on the devices.
-      choices: multiple-choice questions, or None.
-      prompts: prompts without references, on the devices, or None.
-      n_params: of the base model.
-      model_path: where it was read from.
+      measured: what models are measured by.
     """
 
     config: config.Config
     task: Task
-    vocabulary: tokens.Vocabulary
-    program: iteration.Program
-    inputs: iteration.Inputs
+    base: pretrained.Pretrained
+    program: Program
+    inputs: Inputs
     seeds: packing.Pairs
-    held_out: packing.Pairs
-    judges: tuple[judges.Loaded, ...]
-    choices: choices.Choices | None
-    prompts: prompts.Prompts | None
-    n_params: int
-    model_path: pathlib.Path
+    measured: Measured
+
+    @property
+    def n_params(self) -> int:
+        """Of the base model."""
+        return sum(x.size for x in jax.tree.leaves(self.inputs.base))
 
     @property
     def data(self) -> fingerprint.Data:
         """What makes a run this one, besides its configuration."""
+        asked, prompted = self.measured.choices, self.measured.prompts
         return {
             "seeds": self.task.seeds,
             "held-out items": self.task.items,
-            "choices": self.choices.asked if self.choices else (),
-            "prompts": self.prompts.items if self.prompts else (),
+            "choices": asked.asked if asked else (),
+            "prompts": prompted.items if prompted else (),
         }
 
 
@@ -99,19 +111,20 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
     )
     inputs = _inputs(encoded.config, base.vocabulary, params, initial)
     place = functools.partial(mesh_lib.place, mesh=program.mesh)
-    return Setup(
-        config=encoded.config,
-        task=task,
-        vocabulary=base.vocabulary,
-        program=program,
-        inputs=place(inputs._replace(base=None))._replace(base=params),
-        seeds=place(encoded.seeds),
+    measured = Measured(
         held_out=place(encoded.held_out),
         judges=judging,
         choices=asked and asked._replace(pairs=place(asked.pairs)),
         prompts=prompted and prompted._replace(pairs=place(prompted.pairs)),
-        n_params=sum(x.size for x in jax.tree.leaves(params)),
-        model_path=base.path,
+    )
+    return Setup(
+        config=encoded.config,
+        task=task,
+        base=base,
+        program=program,
+        inputs=place(inputs._replace(base=None))._replace(base=params),
+        seeds=place(encoded.seeds),
+        measured=measured,
     )
 
 
@@ -180,18 +193,16 @@ def _read_evaluation(
 def _program(
     encoded: lengths.Encoded, n_seeds: int, base: pretrained.Pretrained,
     template: packing.Template, progress: Progress | None,
-) -> iteration.Program:  # fmt: skip
+) -> Program:  # fmt: skip
     c = encoded.config
     mesh = mesh_lib.make(c.mesh_shape)
-    return iteration.Program(
+    return Program(
         config=c,
         model=base.build(c.model.dtype, mesh, c.kv_cache),
         vocabulary=base.vocabulary,
         template=template,
         mesh=mesh,
-        n_seeds=n_seeds,
-        typical_pair=encoded.typical_pair,
-        steps_per_check=scheduling.steps_per_check(mesh),
+        sizes=Sizes.of(c, template, n_seeds, encoded.typical_pair, base.network.max_length),
         progress=progress,
     )
 
@@ -204,7 +215,7 @@ def _with_mesh(c: config.Config, network: decoder.DecoderConfig) -> config.Confi
     return placement.with_mesh(c, tuple(int(processes.of_the_first(size)) for size in shape))
 
 
-def plan_training(p: iteration.Program, held: float) -> iteration.Program:
+def plan_training(p: Program, held: float) -> Program:
     """The program, with its training suited to the memory there is.
 
     Args:
@@ -214,21 +225,21 @@ def plan_training(p: iteration.Program, held: float) -> iteration.Program:
     free = processes.of_the_first(hardware.free_memory(p.mesh.devices.flat[0], held))
     if p.config.train.trainable == "full":
         free -= placement.training_bytes(p.model.config, p.mesh)
-    plan = train.plan(p.model, p.config.train, p.train_tokens, p.mesh, free)
+    plan = train.plan(p.model, p.config.train, p.sizes.sequence, p.mesh, free)
     return dataclasses.replace(p, training=plan)
 
 
 def _inputs(
     c: config.Config, vocabulary: tokens.Vocabulary, params: dict, initial: lora.Trainable | None
-) -> iteration.Inputs:
+) -> Inputs:
     """What iterations read; all but the weights is still on the host."""
     spelled, ends = vocabulary.bytes, vocabulary.ends
-    return iteration.Inputs(
+    return Inputs(
         base=params,
         initial=initial,
         question_stops=stops.stop_table(spelled, ends, stops.QUESTION_STOPS),
         answer_stops=stops.stop_table(spelled, ends, stops.ANSWER_STOPS),
-        hyper=iteration.Hyper.of(c),
+        hyper=Hyper.of(c),
     )
 
 
@@ -254,9 +265,7 @@ def _initial_adapter(c: config.Config, network: decoder.DecoderConfig) -> lora.T
     return adapter
 
 
-def inputs_sharding(
-    inputs: iteration.Inputs, params: dict, whole: jax.sharding.Sharding
-) -> iteration.Inputs:
+def inputs_sharding(inputs: Inputs, params: dict, whole: jax.sharding.Sharding) -> Inputs:
     """The weights where they are, everything else on every device."""
     placed = jax.tree.map(lambda _: whole, inputs._replace(base=None))
     return placed._replace(base=jax.tree.map(lambda x: x.sharding, params))
@@ -273,12 +282,12 @@ def _check_callbacks() -> None:
         ) from error
 
 
-def _check_prompts(p: iteration.Program) -> None:
+def _check_prompts(p: Program) -> None:
     """Raises `config.ConfigError` where a prompt is too long for the model, or for itself."""
     c, limit = p.config, p.model.config.max_length
     stages = (("question", c.question, 0), ("answer", c.answer, c.question.max_tokens))
     for name, stage, question in stages:
-        prompt = p.prompt_capacity(stage.k, stage.prompt_tokens, stage.max_tokens, question)
+        prompt = p.sizes.prompt(stage.k, stage.prompt_tokens, stage.max_tokens, question)
         tail = p.template.overhead(0) + question
         if prompt + stage.max_tokens > limit or prompt < tail:
             raise config.ConfigError(

@@ -19,10 +19,9 @@ from isara_jax.devices import mesh as mesh_lib
 from isara_jax.evaluate import judges
 from isara_jax.formats import pretrained, weights
 from isara_jax.host import executables, lengths, placement, setup
-from isara_jax.method import iteration
+from isara_jax.method.program import Hyper, Inputs, Program, Sizes
 from isara_jax.method.state import State
 from isara_jax.models import decoder, lora, shapes
-from isara_jax.sampler import scheduling
 from isara_jax.text import encoding, packing, stops, tokens
 
 
@@ -54,8 +53,8 @@ class Blueprint(NamedTuple):
       judges: bytes of the judges' weights on a device.
     """
 
-    program: iteration.Program
-    inputs: iteration.Inputs
+    program: Program
+    inputs: Inputs
     state: State
     judges: float
 
@@ -122,15 +121,15 @@ def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: in
         c = dataclasses.replace(c, retrieval=dataclasses.replace(c.retrieval, backend="device"))
     mesh = mesh_lib.make(c.mesh_shape, devices)
     whole = pretrained.Pretrained(pathlib.Path(), base.network, None)
-    program = iteration.Program(
+    program = Program(
         config=c,
         model=whole.build(c.model.dtype, mesh, c.kv_cache),
         vocabulary=base.vocabulary if calls_the_host else None,
         template=base.template,
         mesh=mesh,
-        n_seeds=c.task.n_seeds,
-        typical_pair=base.typical_pair,
-        steps_per_check=scheduling.steps_per_check(mesh),
+        sizes=Sizes.of(
+            c, base.template, c.task.n_seeds, base.typical_pair, base.network.max_length
+        ),
     )
     a_weight = itemsize / (mesh.shape["fsdp"] * mesh.shape["model"])
     judging = a_weight * sum(map(placement.n_params, base.judges))
@@ -142,7 +141,7 @@ def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: in
     return Blueprint(program, inputs, _state(program, inputs), judging)
 
 
-def _inputs(c: config.Config, model: decoder.Decoder, base: Base, mesh: Mesh) -> iteration.Inputs:
+def _inputs(c: config.Config, model: decoder.Decoder, base: Base, mesh: Mesh) -> Inputs:
     spelled, ends = base.vocabulary.bytes, base.vocabulary.ends
     whole = mesh_lib.replicated(mesh)
     params = {
@@ -151,18 +150,18 @@ def _inputs(c: config.Config, model: decoder.Decoder, base: Base, mesh: Mesh) ->
     }
     fresh = functools.partial(lora.init, model.config, c.train.lora)
     adapter = jax.eval_shape(fresh, jax.eval_shape(lambda: jax.random.key(0)))
-    others = iteration.Inputs(
+    others = Inputs(
         base=None,
         initial=adapter if c.train.init_adapter else None,
         question_stops=stops.stop_table(spelled, ends, stops.QUESTION_STOPS),
         answer_stops=stops.stop_table(spelled, ends, stops.ANSWER_STOPS),
-        hyper=iteration.Hyper.of(c),
+        hyper=Hyper.of(c),
     )
     return placed(others, whole)._replace(base=weights.unflatten(params))
 
 
-def _state(program: iteration.Program, inputs: iteration.Inputs) -> State:
-    c, n = program.config, program.n_seeds
+def _state(program: Program, inputs: Inputs) -> State:
+    c, n = program.config, program.sizes.n_seeds
     seams = (program.template.to_answer, program.template.to_question)
     widths = (c.question.max_tokens, c.answer.max_tokens)
     nothing = [tokens.Spelling([], [])] * n

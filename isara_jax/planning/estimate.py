@@ -131,8 +131,8 @@ def _prompts(p: Any) -> tuple[int, int]:
     """Tokens of a prompt for a question and for an answer."""
     q, a = p.config.question, p.config.answer
     return (
-        p.prompt_capacity(q.k, q.prompt_tokens, q.max_tokens, question=0),
-        p.prompt_capacity(a.k, a.prompt_tokens, a.max_tokens, question=q.max_tokens),
+        p.sizes.prompt(q.k, q.prompt_tokens, q.max_tokens, question=0),
+        p.sizes.prompt(a.k, a.prompt_tokens, a.max_tokens, question=q.max_tokens),
     )
 
 
@@ -186,10 +186,10 @@ def stages(b: Blueprint, c: Costs, kind: hardware.Kind) -> list[Stage]:
 
 def _training(b: Blueprint, n: roofline.Counts, rows: int) -> tuple[roofline.Work, int]:
     p, c = b.program, b.program.config.train
-    sequences = math.ceil((p.config.samples_per_iteration + p.n_seeds) / rows)
-    lengths = np.full(sequences, p.train_tokens)
+    sequences = math.ceil((p.config.samples_per_iteration + p.sizes.n_seeds) / rows)
+    lengths = np.full(sequences, p.sizes.sequence)
     work = roofline.train_work(
-        n, lengths, lengths - p.answer_span, c.epochs, full=c.trainable == "full"
+        n, lengths, lengths - p.sizes.answer, c.epochs, full=c.trainable == "full"
     )
     if p.training.remat:
         again = roofline.prefill_work(n, lengths).flops * c.epochs
@@ -200,7 +200,7 @@ def _training(b: Blueprint, n: roofline.Counts, rows: int) -> tuple[roofline.Wor
 def _streams(b: Blueprint) -> int:
     """Streams of all optimiser steps."""
     p = b.program
-    sequences = p.config.samples_per_iteration + p.n_seeds
+    sequences = p.config.samples_per_iteration + p.sizes.n_seeds
     each = math.ceil(p.config.train.batch_size / p.training.rows)
     return p.config.train.epochs * math.ceil(sequences / p.config.train.batch_size) * each
 

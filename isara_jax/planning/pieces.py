@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from isara_jax.devices import mesh as mesh_lib
-from isara_jax.method import iteration, train
+from isara_jax.method import prompting, train
+from isara_jax.method.program import Inputs
 from isara_jax.models import lora
 from isara_jax.planning import hlo
 from isara_jax.planning.blueprint import Blueprint, placed
@@ -87,7 +88,7 @@ def sampling(b: Blueprint) -> Sampling:
     p, c = b.program, b.program.config.answer
     sampler = p.sampler(c.max_tokens)
     n = p.config.samples_per_iteration
-    length = p.prompt_capacity(c.k, c.prompt_tokens, c.max_tokens, p.config.question.max_tokens)
+    length = p.sizes.prompt(c.k, c.prompt_tokens, c.max_tokens, p.config.question.max_tokens)
     whole = mesh_lib.replicated(p.mesh)
     prompts = packing.Prompts(np.zeros((n, length), np.int32), np.ones(n, np.int32))
     prompts = placed(prompts, whole)
@@ -109,7 +110,7 @@ def variables(b: Blueprint, base: Any, trainable: Any) -> dict:
 def step(b: Blueprint, s: Sampling, rows: int = 0) -> jax.stages.Compiled:
     """One decoding step of all slots, over the whole cache or so many of its rows."""
 
-    def one(inputs: iteration.Inputs, trainable: Any, key: Any, slots: Any) -> Any:
+    def one(inputs: Inputs, trainable: Any, key: Any, slots: Any) -> Any:
         return decode._step(
             s.sampler, variables(b, inputs.base, trainable), key, inputs.hyper.answer,
             inputs.answer_stops, rows, slots,
@@ -121,7 +122,7 @@ def step(b: Blueprint, s: Sampling, rows: int = 0) -> jax.stages.Compiled:
 def refill(b: Blueprint, s: Sampling) -> jax.stages.Compiled:
     """One refill: R prompts read into the cache."""
 
-    def one(inputs: iteration.Inputs, trainable: Any, prompts: Any, slots: Any) -> Any:
+    def one(inputs: Inputs, trainable: Any, prompts: Any, slots: Any) -> Any:
         read = variables(b, inputs.base, trainable)
         return decode._refill(s.sampler, read, prompts, slots)
 
@@ -134,14 +135,14 @@ def embed(b: Blueprint) -> jax.stages.Compiled:
     longest = c.question.max_tokens + b.program.template.to_answer
     part = packing.Part(np.zeros((c.slots, longest), np.int32), np.ones(c.slots, np.int32))
     part = placed(part, mesh_lib.replicated(b.program.mesh))
-    function = functools.partial(iteration.embed_questions, b.program)
+    function = functools.partial(prompting.embed_questions, b.program)
     return compile_piece(b, function, b.inputs.base, part)
 
 
 def train_step(b: Blueprint) -> jax.stages.Compiled:
     """An optimiser step over one stream: so many sequences as it certainly holds."""
     p = b.program
-    rows, row_tokens = p.training.rows, p.train_tokens
+    rows, row_tokens = p.training.rows, p.sizes.sequence
     one = np.zeros(rows, np.int32)
     sequences = train.Sequences(np.zeros((rows, row_tokens), np.int32), one, one, one > 0)
     whole = mesh_lib.replicated(p.mesh)
@@ -150,7 +151,7 @@ def train_step(b: Blueprint) -> jax.stages.Compiled:
     def fit(inputs: Any, trainable: Any, sequences: Any, steps: Any, key: Any) -> Any:
         return train.fit(
             p.trained, inputs.base, trainable, sequences, settings, inputs.hyper.train, steps, key,
-            p.answer_span, rows, p.mesh,
+            p.sizes.answer, rows, p.mesh,
         )  # fmt: skip
 
     key = placed(jax.eval_shape(lambda: jax.random.key(0)), whole)

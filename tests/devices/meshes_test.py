@@ -89,8 +89,8 @@ def check_spread(s):
     fit = jax.jit(functools.partial(iteration.fine_tune, s.program))
     text = fit.lower(s.inputs, state.trainable, state.pool, state.step).compile().as_text()
     data, fsdp, model = s.config.mesh_shape
-    rows, length = s.program.training.rows // (data * fsdp), s.program.train_tokens
-    answers, words = rows * s.program.answer_span, 1536 // model
+    rows, length = s.program.training.rows // (data * fsdp), s.program.sizes.sequence
+    answers, words = rows * s.program.sizes.answer, 1536 // model
     assert re.search(rf"f32\[{rows},{length},", text), "no activation of a part of the batch"
     assert re.search(rf"f32\[1,{answers},{words}\]", text), "no logits of a part of the batch"
     for exchange in hlo.collectives(text):

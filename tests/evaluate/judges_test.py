@@ -304,7 +304,7 @@ def test_judges_and_choices_are_columns_of_the_table(yes_or_no, random_model, tm
     exe = Executables(s.program, s.inputs)
     with jax.transfer_guard("disallow"):
         start = exe.start(s.seeds)
-        scored = held_out.HeldOut(s, exe, answers.Questions(s.held_out, start.pool))
+        scored = held_out.HeldOut(s, exe, answers.Questions(s.measured.held_out, start.pool))
         (row, examples, said), again = (scored.score(start.trainable, 0) for _ in range(2))
     yes, on_prompts = f"{folder.name}_yes", f"{folder.name}_yes_on_prompts"
     refused = ["refused_unsafe", "refused_safe", "refused_unsafe_greedy", "refused_safe_greedy"]
@@ -348,13 +348,13 @@ def mc1_both_ways(folder, rows, workdir):
     s = setup.prepare(config.resolve(c), workdir / "data", None)
     exe = Executables(s.program, s.inputs)
     start = exe.start(s.seeds)
-    questions = answers.Questions(s.choices.pairs, start.pool)
+    questions = answers.Questions(s.measured.choices.pairs, start.pool)
     ours = np.asarray(exe.log_likelihood("choices", start.trainable, questions, 0)[0])
     model = transformers.LlamaForCausalLM.from_pretrained(folder)
     theirs, right = [], 0
     for row in rows:
-        asked, begin = f"Question: {row['question']}\nAnswer:", list(s.vocabulary.begin)
-        prompt, *whole = s.vocabulary.plain([asked, *(f"{asked} {c}" for c in row["choices"])])
+        asked, begin = f"Question: {row['question']}\nAnswer:", list(s.base.vocabulary.begin)
+        prompt, *whole = s.base.vocabulary.plain([asked, *(f"{asked} {c}" for c in row["choices"])])
         prompt, values = begin + prompt, []
         for text in whole:
             ids = torch.tensor([begin + text])
@@ -364,7 +364,7 @@ def mc1_both_ways(folder, rows, workdir):
             values.append(float(found.sum()))
         theirs += values
         right += int(np.argmax(values)) == row["answer"]
-    counts = choices.mc1(s.choices, ours)["counts"]["mc1"]
+    counts = choices.mc1(s.measured.choices, ours)["counts"]["mc1"]
     return ours, np.asarray(theirs), counts, [right, len(rows)]
 
 

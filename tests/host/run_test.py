@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from isara_jax import config
 from isara_jax.files import remote
-from isara_jax.host import fingerprint, forecast, run, setup
+from isara_jax.host import fingerprint, forecast, run, same_run, setup
 from isara_jax.host.executables import Executables
 from isara_jax.tasks import domains
 from tests import environment
@@ -239,7 +239,7 @@ def test_a_changed_seeds_file_is_another_run(random_model, tmp_path):
     shutil.copy(seeds, same)
     moved = dataclasses.replace(c.task, seeds=str(same), n_seeds=3)
     place = remote.Workdir(tmp_path / "run")
-    run._check_same_run(
+    same_run.check(
         setup.prepare(dataclasses.replace(c, task=moved), tmp_path / "data", None), place
     )
     write("five")
@@ -269,13 +269,13 @@ def test_a_run_under_an_older_default_is_told_how_it_continues(random_model, tmp
     c = small(random_model, task__seeds=str(seeds), task__n_seeds=0, task__held_out=8)
     s = setup.prepare(config.resolve(c), tmp_path / "data", None)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(json.dumps(run._record(s)))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(same_run.record(s)))
     c.task.held_out = -1
     s = setup.prepare(config.resolve(c), tmp_path / "data", None)
     assert "12 held-out questions (a quarter, by task.held_out=-1)" in forecast._held_out(s)
     cure = r"40 then, 36 now.* To continue it, give --config.task.held_out=8; to start anew"
     with pytest.raises(config.ConfigError, match=cure):
-        run._check_same_run(s, remote.Workdir(tmp_path / "run"))
+        same_run.check(s, remote.Workdir(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from isara_jax.evaluate import answers
 from isara_jax.files import compilation_cache
 from isara_jax.host import run, setup
 from isara_jax.host.executables import Executables
-from isara_jax.method import accept, iteration
+from isara_jax.method import accept, iteration, prompting
+from isara_jax.method.program import Hyper
 from isara_jax.method.progress import Progress
 from isara_jax.sampler import spelling
 from isara_jax.text import stops, tokens
@@ -238,7 +239,7 @@ def test_order_and_neighbours_of_demonstrations(default, prepare):
 
 def test_distinct_rows():
     """Demonstrations drawn at random are distinct, uniform, and -1 where there are too few."""
-    draw = jax.vmap(lambda key, n: iteration.distinct_rows(key, n, 3), in_axes=(0, None))
+    draw = jax.vmap(lambda key, n: prompting.distinct_rows(key, n, 3), in_axes=(0, None))
     keys = jax.random.split(jax.random.key(0), 6000)
     rows = np.asarray(draw(keys, 5))
     assert all(len(set(row)) == 3 for row in rows) and rows.min() == 0 and rows.max() == 4
@@ -277,7 +278,7 @@ def test_a_sweep_over_dynamic_fields_compiles_nothing(prepare):
         filters=config.Filters(False, 3, 0.9, -5.0),
     )  # fmt: skip
     whole = jax.tree.leaves(s.inputs.hyper)[0].sharding
-    hyper = jax.device_put(iteration.Hyper.of(c), whole)
+    hyper = jax.device_put(Hyper.of(c), whole)
     exe.inputs = s.inputs._replace(hyper=hyper)
     exe.step(exe.start(s.seeds))
     assert exe.compiles["isara_step"] == exe.compiles["initial_state"] == 1
@@ -296,7 +297,7 @@ def test_a_cache_in_eight_bits_is_checked_before_it_is_used(prepare, monkeypatch
     assert abs(moved["auto"]).max() < 1e-5
     assert 5 * abs(moved["auto"]).mean() < moved["int8"].mean() < 0.02
     monkeypatch.setattr(run, "WORST_DIVERGENCE", 0.0)
-    c = config.resolve(small(prepare().model_path, kv_cache="int8"))
+    c = config.resolve(small(prepare().base.path, kv_cache="int8"))
     with pytest.raises(config.UserError, match=r"kv_cache='int8' moves .* use --config.kv_cache"):
         run.run(c, tmp_path)
     assert not (tmp_path / "samples").exists()
@@ -308,7 +309,7 @@ def test_the_first_answers_may_be_kept_compiled(prepare):
     s = prepare()
     program = dataclasses.replace(s.program, progress=Progress())
     exe = Executables(program, s.inputs)
-    held_out = answers.Questions(s.held_out, exe.start(s.seeds).pool)
+    held_out = answers.Questions(s.measured.held_out, exe.start(s.seeds).pool)
     exe.answer(exe.start(s.seeds).trainable, held_out, s.inputs.hyper.answer, 0)
     assert "callback" not in exe._compiled["answer_0_shot"].as_text()
 

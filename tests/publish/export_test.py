@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import types
 
 import huggingface_hub
 import jax
@@ -27,9 +26,9 @@ import yaml
 from isara_jax import config
 from isara_jax.files import storage
 from isara_jax.formats import adapters, pretrained, weights
-from isara_jax.host import run, setup
+from isara_jax.host import results, setup
 from isara_jax.host.executables import Executables
-from isara_jax.models import families, lora
+from isara_jax.models import lora
 from isara_jax.publish import card, hub
 from tests import environment
 from tests.method.iteration_test import small
@@ -62,12 +61,8 @@ def finished(workdir, base, trainable, **changes):
     """The folder of a run that has ended, written by the run's own export, without the run."""
     c = config.resolve(small(base, **changes))
     found = pretrained.read_language_model(str(base))
-    program = types.SimpleNamespace(model=families.build(found.network))
-    of_run = types.SimpleNamespace(
-        config=c, model_path=found.path, vocabulary=found.vocabulary, program=program
-    )
     storage.write_json(workdir / "config.json", config.to_dict(c) | {"data": "0123"})
-    run._Run._export(types.SimpleNamespace(setup=of_run, workdir=workdir), trainable)
+    results.export(workdir, found, c, trainable)
     storage.write_json(workdir / "summary.json", fake())  # last, as in a run
     return workdir
 
