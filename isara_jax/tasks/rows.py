@@ -31,18 +31,28 @@ class Row(NamedTuple):
     """A row, and where it stands.
 
     Attributes:
-      number: of its line, or from 1 of the row in a format without lines.
+      file: the path, as messages have it.
+      number: of the row's line, or its own from 1 in a format without lines.
       unit: `line` or `row`, what `number` counts.
-      where: file and number, as messages begin.
       names: of the fields as they are spelt.
       fields: the values by their names without capitals and the blanks around them.
     """
 
+    file: str
     number: int
     unit: str
-    where: str
     names: tuple[str, ...]
     fields: dict[str, Any]
+
+    @property
+    def place(self) -> str:
+        """Line or row."""
+        return f"{self.unit} {self.number}"
+
+    @property
+    def where(self) -> str:
+        """File and line or row, as messages begin."""
+        return f"{self.file}:{'' if self.unit == 'line' else ' row '}{self.number}"
 
 
 class Rows(NamedTuple):
@@ -186,11 +196,12 @@ def _parsed_lines(
 
 def _lines(path: remote.Path, example: str) -> Iterator[Row]:
     for line, row in json_rows(path, example):
-        yield _row(line, "line", f"{path}:{line}", row)
+        yield _row(path, line, "line", row)
 
 
-def _row(number: int, unit: str, where: str, row: dict[str, Any]) -> Row:
-    return Row(number, unit, where, tuple(row), {plain(name): value for name, value in row.items()})
+def _row(path: remote.Path, number: int, unit: str, row: dict[str, Any]) -> Row:
+    fields = {plain(name): value for name, value in row.items()}
+    return Row(str(path), number, unit, tuple(row), fields)
 
 
 def _objects(path: str, found: Sequence[Row]) -> Rows:
@@ -216,7 +227,7 @@ def _json(path: remote.Path, example: str) -> Iterator[Row]:
                 f"write {_JSON_FORMS}"
             ) from error
         for line, row in _parsed_lines(path, text, example):
-            yield _row(line, "line", f"{path}:{line}", row)
+            yield _row(path, line, "line", row)
         return
     except ValueError as error:  # a number of too many digits
         raise SeedError(f"{path}: malformed JSON ({error}); write {_JSON_FORMS}") from error
@@ -225,7 +236,7 @@ def _json(path: remote.Path, example: str) -> Iterator[Row]:
             raise SeedError(
                 f"{path}: row {number}: found {shown(row)}, expected an object; write {example}"
             )
-        yield _row(number, "row", f"{path}: row {number}", row)
+        yield _row(path, number, "row", row)
 
 
 def _listed(path: remote.Path, value: Any) -> Sequence[Any]:
@@ -275,9 +286,8 @@ def _parquet(path: remote.Path) -> Rows:
     rows = []
     for batch in batches:
         for cells in zip(*batch, strict=True):
-            number = len(rows) + 1
             fields = dict(zip(spelt, cells, strict=True))
-            rows.append(Row(number, "row", f"{path}: row {number}", names, fields))
+            rows.append(Row(str(path), len(rows) + 1, "row", names, fields))
     return Rows(spelt, str(path), True, tuple(rows))
 
 
@@ -299,7 +309,7 @@ def _table(path: remote.Path, fit: Callable[[Sequence[str]], float]) -> Rows:
                 "double quotes, the first of which comes right behind the separator"
             )
         fields = dict(zip(header, cells, strict=True))
-        rows.append(Row(number, "line", f"{path}:{number}", header, fields))
+        rows.append(Row(str(path), number, "line", header, fields))
     return Rows(header, f"{path}:{line}", True, tuple(rows))
 
 
