@@ -29,12 +29,12 @@ class Seeds(NamedTuple):
 class Prompts(NamedTuple):
     """Prompts without references, and how they were read.
 
-    `taken` is what was taken to be so without standing in the file, such as labels, or "".
+    `labels` says how those are known that do not stand in the file, "" where there are none.
     """
 
     prompts: tuple[Prompt, ...]
     about: str
-    taken: str
+    labels: str
 
 
 class Choices(NamedTuple):
@@ -117,7 +117,7 @@ def read_prompts(path: str | remote.Path) -> Prompts:
             f"{found.rows[odd].where}: label: found {shown(prompts[odd].label)}, and no {SAFE!r} "
             f"or {UNSAFE!r} in the file; write one of the two, or remove the labels"
         )
-    return Prompts(prompts, f"{_name(path)}, {shape.said(found.names)}", shape.taken(found.names))
+    return Prompts(prompts, shape.said(found.names), shape.taken(found.names))
 
 
 def read_choices(path: str | remote.Path) -> Choices:

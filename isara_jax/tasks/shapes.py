@@ -42,7 +42,8 @@ class Shape(NamedTuple):
       spec: the fields in their order, such as `instruction[/input]/output`: in brackets what may be
         missing, between bars the names that one may have.
       read: makes of a row what it means; of a row that is no seed, why not.
-      note: what is said when a file is read so.
+      note: what is done that the fields do not tell, said when a file is read so.
+      labels: how the labels of a published set of prompts are known without a field for them.
       fits: whether the first row, too, looks like it.
       repeats: whether a question that stands there again is left out, else it is an error.
     """
@@ -50,6 +51,7 @@ class Shape(NamedTuple):
     spec: str
     read: Callable[[Row], Any]
     note: str = ""
+    labels: str = ""
     fits: Callable[[Row], bool] = lambda row: True
     repeats: bool = False
 
@@ -71,13 +73,13 @@ class Shape(NamedTuple):
     def said(self, names: Sequence[str]) -> str:
         """How a file with such columns is read, for people."""
         fields = "/".join(name for name in self.names if name in names)
-        # What is known of a published set does not count where the file has labels of its own.
-        note = "" if LABEL in self.names and LABEL in names else self.note
+        # What is done with an input does not matter to a file without.
+        note = self.note if "input" in names or "input" not in self.names else ""
         return f"read as {fields}" + (f" ({note})" if note else "")
 
     def taken(self, names: Sequence[str]) -> str:
-        """How labels are known that do not stand in a file with such columns; "" where none are."""
-        return self.said(names) if LABEL in self.names and LABEL not in names and self.note else ""
+        """How the labels of a file with such columns are known; "" where it has them, or none."""
+        return "" if LABEL in names else self.labels
 
 
 def fit(shapes: Sequence[Shape]) -> Callable[[Sequence[str]], float]:
@@ -398,23 +400,24 @@ PROMPTS = (
     Shape("prompt|question[/label]", _asked("prompt", "question")),
     Shape(
         "prompt/category/category_id[/label]", _asked("prompt", implied=_unsafe),
-        "BeaverTails-Evaluation, all taken as unsafe",
+        labels="BeaverTails-Evaluation, all taken as unsafe",
     ),
     Shape(
         "prompt/type[/label]", _asked("prompt", implied=_xstest_label),
-        "XSTest, unsafe where the type begins with contrast_, else safe", _is_xstest,
+        labels="XSTest, unsafe where the type begins with contrast_, else safe", fits=_is_xstest,
     ),
     Shape(
-        "goal/target[/label]", _asked("goal", implied=_unsafe), "AdvBench, all taken as unsafe"
+        "goal/target[/label]", _asked("goal", implied=_unsafe),
+        labels="AdvBench, all taken as unsafe",
     ),
     Shape(
         "goal/target/behavior/category[/label]", _asked("goal", implied=_jbb_label),
-        "JBB-Behaviors, safe where the file's name has benign, unsafe where it has harmful",
+        labels="JBB-Behaviors, safe where the file's name has benign, unsafe where it has harmful",
     ),
-    Shape("instruction[/input][/dataset][/label]", _asked("instruction")),
+    Shape("instruction[/input][/dataset][/label]", _asked("instruction"), _INPUT),
     Shape(
         "question/risk_area[/label]", _asked("question", implied=_unsafe),
-        "Do-Not-Answer, all taken as unsafe",
+        labels="Do-Not-Answer, all taken as unsafe",
     ),
 )  # fmt: skip
 

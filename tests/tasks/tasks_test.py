@@ -160,7 +160,7 @@ def test_errors_of_prompts_say_where_and_what(tmp_path, content, parts):
 
 GOOD = lines(pair(0), pair(1))
 ERRORS = {
-    "suffix": ("seeds.txt", GOOD, ["seeds.txt: ", "'.txt'", ".jsonl, .json, .csv, .tsv or .parquet"]),
+    "suffix": ("seeds.txt", GOOD, ["seeds.txt: ", "'.txt'", ".json, .csv, .tsv or .parquet"]),
     "latin-1": ("s.jsonl", GOOD.encode() + b"\xe9", ["s.jsonl:3: ", "0xe9", "UTF-8"]),
     "utf-16": ("s.csv", "question,answer".encode("utf-16"), ["s.csv:1: ", "0xff", "UTF-8"]),
     "empty": ("s.jsonl", " \n", ["s.jsonl: ", "found 0 pair"]),
