@@ -9,9 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from isara_jax import config
+from isara_jax.config import Config
 from isara_jax.devices import hardware, processes
 from isara_jax.devices import mesh as mesh_lib
 from isara_jax.evaluate import choices, judges, prompts
+from isara_jax.evaluate.choices import Choices
+from isara_jax.evaluate.judges import Loaded, Reading
+from isara_jax.evaluate.prompts import Prompts
 from isara_jax.formats import adapters, pretrained, weights
 from isara_jax.host import fingerprint, lengths, placement
 from isara_jax.method import retrieval, train
@@ -36,16 +40,15 @@ class Measured(NamedTuple):
     """
 
     held_out: packing.Pairs
-    judges: tuple[judges.Loaded, ...] = ()
-    choices: choices.Choices | None = None
-    prompts: prompts.Prompts | None = None
+    judges: tuple[Loaded, ...]
+    choices: Choices | None
+    prompts: Prompts | None
 
 
 class Setup(NamedTuple):
     """What a run works on: nothing of it changes.
 
     Attributes:
-      config: resolved, lengths included.
       task: the domain.
       base: the base model's folder, network and tokenizer.
       program: the plan, the static part of the computation.
@@ -54,13 +57,17 @@ class Setup(NamedTuple):
       measured: what models are measured by.
     """
 
-    config: config.Config
     task: Task
     base: pretrained.Pretrained
     program: Program
     inputs: Inputs
     seeds: packing.Pairs
     measured: Measured
+
+    @property
+    def config(self) -> Config:
+        """With its lengths."""
+        return self.program.config
 
     @property
     def n_params(self) -> int:
@@ -118,7 +125,6 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
         prompts=prompted and prompted._replace(pairs=place(prompted.pairs)),
     )
     return Setup(
-        config=encoded.config,
         task=task,
         base=base,
         program=program,
@@ -175,7 +181,7 @@ def read_base(c: config.Config) -> pretrained.Pretrained:
 
 def _read_evaluation(
     c: config.Config, task: Task, base: pretrained.Pretrained, template: packing.Template
-) -> tuple[tuple[judges.Reading, ...], choices.Choices | None, prompts.Prompts | None]:
+) -> tuple[tuple[Reading, ...], Choices | None, Prompts | None]:
     """Judges, without their weights, questions with choices, and prompts, on the host."""
     readings, asked, prompted = judges.read(c.evaluation), None, None
     limit = base.network.max_length

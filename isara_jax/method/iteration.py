@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from isara_jax.method import accept, keys, prompting, train
+from isara_jax.method import accept, keys, prompting, start, train
 from isara_jax.method.program import Inputs, Program
 from isara_jax.method.state import Pool, Report, State
 from isara_jax.models import lora
@@ -94,21 +94,12 @@ def fine_tune(
     ids, lengths, begin = packing.training_sequences(p.template, pool.pairs, p.sizes.sequence)
     sequences = train.Sequences(ids, lengths, begin, pool.occupied & (generated | seeds))
     if c.init == "base":
-        trainable = fresh_trainable(p, inputs)
+        trainable = start.fresh_trainable(p, inputs)
     return train.fit(
         p.trained, inputs.base, trainable, sequences, c, inputs.hyper.train,
         train.steps_for(sequences, c, inputs.hyper.train),
         keys.shuffle(inputs.hyper.seed, step), p.sizes.answer, p.training.rows, p.mesh,
     )  # fmt: skip
-
-
-def fresh_trainable(p: Program, inputs: Inputs) -> lora.Trainable:
-    """Where training starts: a copy of the weights, a given adapter, or one without effect."""
-    if p.config.train.trainable == "full":
-        return jax.tree.map(lambda x: x.astype(jnp.float32), inputs.base)
-    if inputs.initial is not None:
-        return inputs.initial
-    return lora.init(p.model.config, p.config.train.lora, keys.adapter(inputs.hyper.seed))
 
 
 Stage = Callable[..., Any]

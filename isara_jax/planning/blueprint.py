@@ -20,6 +20,7 @@ from isara_jax.evaluate import judges
 from isara_jax.formats import pretrained, weights
 from isara_jax.host import executables, lengths, placement, setup
 from isara_jax.method.program import Hyper, Inputs, Program, Sizes
+from isara_jax.method.start import initial_state
 from isara_jax.method.state import State
 from isara_jax.models import decoder, lora, shapes
 from isara_jax.text import encoding, packing, stops, tokens
@@ -171,7 +172,7 @@ def _state(program: Program, inputs: Inputs) -> State:
             for width, seam in zip(widths, seams, strict=True)
         )
     )
-    begin = functools.partial(executables.initial_state, program)
+    begin = functools.partial(initial_state, program)
     state = jax.eval_shape(begin, inputs, placed(seeds, mesh_lib.replicated(program.mesh)))
     where = executables.Executables(program, inputs).placed(state)
     return jax.tree.map(placed, state, where)
