@@ -294,7 +294,7 @@ def _check_prompts(p: Program) -> None:
     stages = (("question", c.question, 0), ("answer", c.answer, c.question.max_tokens))
     for name, stage, question in stages:
         prompt = p.sizes.prompt(stage.k, stage.prompt_tokens, stage.max_tokens, question)
-        tail = p.template.overhead(0) + question
+        tail = p.sizes.around + question
         if prompt + stage.max_tokens > limit or prompt < tail:
             raise config.ConfigError(
                 f"config.{name}: a prompt of {prompt} tokens and {stage.max_tokens} new ones do "

@@ -20,12 +20,6 @@ from isara_jax.sampler import decode, spelling
 from isara_jax.text import packing, stops, tokens
 
 
-def _settled(
-    p: Program, place: tokens.Place, ended: tuple[stops.Stop, ...], drawn: decode.Generation
-) -> spelling.Written:
-    return spelling.settled(p.vocabulary, p.template, p.mesh, place, ended, drawn)
-
-
 def write_questions(p: Program, inputs: Inputs, state: State) -> tuple[spelling.Written, jax.Array]:
     """Stage 1: new questions from demonstrations alone; and the prompts' tokens."""
     prompts = prompting.question_prompts(p, inputs, state)
@@ -34,7 +28,7 @@ def write_questions(p: Program, inputs: Inputs, state: State) -> tuple[spelling.
         p.variables(inputs.base, state.trainable), prompts,
         keys.questions(inputs.hyper.seed, state.step), inputs.hyper.question, inputs.question_stops,
     )  # fmt: skip
-    written = _settled(p, tokens.IN_QUESTION, stops.QUESTION_STOPS, generation)
+    written = p.settled(tokens.IN_QUESTION, stops.QUESTION_STOPS, generation)
     return written, jnp.sum(prompts.lengths)
 
 
@@ -66,7 +60,7 @@ def answer_questions(
         inputs.hyper.answer,
         inputs.answer_stops,
     )
-    answer = _settled(p, tokens.IN_ANSWER, stops.ANSWER_STOPS, drawn)
+    answer = p.settled(tokens.IN_ANSWER, stops.ANSWER_STOPS, drawn)
     return Answered(answer, embedding, chosen, jnp.sum(prompts.lengths))
 
 

@@ -33,7 +33,7 @@ class DecoderConfig:
       max_length: positions.
       activation: of the MLPs, a name of `layers.ACTIVATIONS`.
       tied: the language-model head is the embedding.
-      attention_bias: of the projections around attention.
+      attention_bias, mlp_bias: linear layers of the attention, of the MLPs, have a bias.
       pre_norm: norms stand before attention and MLP, not after.
       rope: how queries and keys are turned; None where they are not.
       n_labels: outputs of a judging head, which then stands in place of the language-model head; 0
@@ -52,6 +52,7 @@ class DecoderConfig:
     activation: str
     tied: bool = False
     attention_bias: bool = False
+    mlp_bias: bool = False
     pre_norm: bool = True
     rope: Rope | None = None
     n_labels: int = 0
@@ -63,11 +64,11 @@ class DecoderConfig:
         return self.width
 
     def norm(self, name: str | None = None) -> nn.Module:
-        """A norm of a block, or the last one."""
+        """A norm of a block, or the last one; only within `setup` or a compact call."""
         raise NotImplementedError
 
     def mlp(self, name: str) -> nn.Module:
-        """The MLP of a block."""
+        """The MLP of a block; only within a compact call."""
         raise NotImplementedError
 
     @property
@@ -186,14 +187,16 @@ class Decoder(nn.Module):
         return self.scores(hidden) if self.config.n_labels else self.logits(hidden)
 
 
-# Sizes by the names that HF's configs share, and by ours.
-SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "width",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "max_position_embeddings": "max_length",
-}
+def sizes(hidden: str) -> dict[str, str]:
+    """Sizes by HF's names and by ours; `hidden` is what HF calls that of the MLPs."""
+    return {
+        "vocab_size": "vocab_size",
+        "hidden_size": "width",
+        hidden: "hidden",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "max_position_embeddings": "max_length",
+    }
 
 
 class Row(NamedTuple):

@@ -18,7 +18,6 @@ class LlamaConfig(decoder.DecoderConfig):
     activation: str = "silu"
     norm_eps: float = 1e-6
     rope: Rope = Rope()
-    mlp_bias: bool = False
 
     def norm(self, name: str | None = None) -> layers.RMSNorm:
         return layers.RMSNorm(self.norm_eps, name=name)
@@ -31,7 +30,7 @@ class LlamaConfig(decoder.DecoderConfig):
         return super().linear_shapes | {"mlp/gate": (self.width, self.hidden)}
 
 
-_SIZES = decoder.SIZES | {"intermediate_size": "hidden"}
+_SIZES = decoder.sizes("intermediate_size")
 _FLAGS = {
     "tie_word_embeddings": "tied",
     "attention_bias": "attention_bias",

@@ -25,7 +25,6 @@ class OptConfig(decoder.DecoderConfig):
     Attributes:
       narrow_width: E where token embeddings are projected to D and back; 0 where E is D.
       final_norm: there is one after the last block.
-      attention_bias: of all linear layers of the blocks.
       affine_norm: norms have scale and bias.
     """
 
@@ -34,20 +33,21 @@ class OptConfig(decoder.DecoderConfig):
     narrow_width: int = 0
     final_norm: bool = True
     attention_bias: bool = True
+    mlp_bias: bool = True
     affine_norm: bool = True
 
     def norm(self, name: str | None = None) -> layers.LayerNorm:
         return layers.LayerNorm(self.affine_norm, name=name)
 
     def mlp(self, name: str) -> layers.MLP:
-        return layers.MLP(self.hidden, self.activation, self.attention_bias, name=name)
+        return layers.MLP(self.hidden, self.activation, self.mlp_bias, name=name)
 
     @property
     def embedding_width(self) -> int:
         return self.narrow_width or self.width
 
 
-_SIZES = decoder.SIZES | {"ffn_dim": "hidden"}
+_SIZES = decoder.sizes("ffn_dim")
 _FLAGS = {
     "tie_word_embeddings": "tied",
     "do_layer_norm_before": "pre_norm",
@@ -83,6 +83,7 @@ def from_hf(values: dict[str, Any], source: str) -> OptConfig:
         head_size=width // heads,
         activation=fields.activation("activation_function", "relu"),
         narrow_width=0 if embedding_width == width else embedding_width,
+        mlp_bias=flags["attention_bias"],
         final_norm=flags["pre_norm"] and not no_final_norm,
         **fields.labels(),
     )
