@@ -53,9 +53,10 @@ class Executables:
             )  # fmt: skip
             self._compiled[name] = jitted.lower(*args).compile()
             self.compiles[name] += 1
-            self.seconds += time.monotonic() - began
+            seconds = time.monotonic() - began
+            self.seconds += seconds
             if self.program.progress is not None:
-                self.program.progress.lap("compile")
+                self.program.progress.aside("compile", seconds)
         return self._compiled[name]
 
     def call(self, name: str, function: Callable, *args: Any) -> Any:
