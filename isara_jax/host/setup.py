@@ -21,7 +21,8 @@ from isara_jax.host import fingerprint, lengths, placement
 from isara_jax.method import retrieval, train
 from isara_jax.method.program import Hyper, Inputs, Program, Sizes
 from isara_jax.method.progress import Progress
-from isara_jax.models import decoder, lora, shapes
+from isara_jax.models import lora, shapes
+from isara_jax.models.network import DecoderConfig
 from isara_jax.tasks import domains
 from isara_jax.tasks.base import Task
 from isara_jax.text import packing, stops, tokens
@@ -213,7 +214,7 @@ def _program(
     )
 
 
-def _with_mesh(c: config.Config, network: decoder.DecoderConfig) -> config.Config:
+def _with_mesh(c: config.Config, network: DecoderConfig) -> config.Config:
     """The configuration with the mesh that suits the model and the devices there are."""
     devices = jax.devices()
     itemsize = jnp.dtype(pretrained.choose_dtype(c.model.dtype, devices[0])).itemsize
@@ -249,7 +250,7 @@ def _inputs(
     )
 
 
-def _initial_adapter(c: config.Config, network: decoder.DecoderConfig) -> lora.Trainable | None:
+def _initial_adapter(c: config.Config, network: DecoderConfig) -> lora.Trainable | None:
     """The adapter that training starts from, on the host."""
     if not lora.target_shapes(network, c.train.lora):
         raise config.ConfigError(

@@ -11,15 +11,16 @@ import flax.linen as nn
 import jax
 from jax.sharding import PartitionSpec as P
 
-from isara_jax.models import decoder, layers
+from isara_jax.models import decoder, layers, weight_table
 from isara_jax.models.fields import Fields
+from isara_jax.models.network import DecoderConfig, size_names
 
 # HF's table of positions begins with two rows that right-padded text never reads.
 POSITION_OFFSET = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptConfig(decoder.DecoderConfig):
+class OptConfig(DecoderConfig):
     """OPT 125m to 66b, and what shares its architecture by config.
 
     Attributes:
@@ -47,7 +48,7 @@ class OptConfig(decoder.DecoderConfig):
         return self.narrow_width or self.width
 
 
-_SIZES = decoder.sizes("ffn_dim")
+_SIZES = size_names("ffn_dim")
 _FLAGS = {
     "tie_word_embeddings": "tied",
     "do_layer_norm_before": "pre_norm",
@@ -136,14 +137,16 @@ class Opt(decoder.Decoder):
 _STACK = "model.decoder"
 _LAYER = f"{_STACK}.layers.{{i}}"
 TABLE = (
-    *decoder.heads(f"{_STACK}.embed_tokens"),
-    decoder.Row(f"{_STACK}.embed_positions.weight", "positions/embedding", False, P(None, "fsdp")),
-    *decoder.linear(f"{_STACK}.project_in", "project_in"),
-    *decoder.linear(f"{_STACK}.project_out", "project_out", decoder.OUT),
-    *decoder.norm(f"{_STACK}.final_layer_norm", "norm"),
-    *decoder.norm(f"{_LAYER}.self_attn_layer_norm", "layers_{i}/attention_norm"),
-    *decoder.norm(f"{_LAYER}.final_layer_norm", "layers_{i}/mlp_norm"),
-    *decoder.attention_rows(f"{_LAYER}.self_attn", "out_proj"),
-    *decoder.linear(f"{_LAYER}.fc1", "layers_{i}/mlp/up"),
-    *decoder.linear(f"{_LAYER}.fc2", "layers_{i}/mlp/down", decoder.OUT),
+    *weight_table.heads(f"{_STACK}.embed_tokens"),
+    weight_table.Row(
+        f"{_STACK}.embed_positions.weight", "positions/embedding", False, P(None, "fsdp")
+    ),
+    *weight_table.linear(f"{_STACK}.project_in", "project_in"),
+    *weight_table.linear(f"{_STACK}.project_out", "project_out", weight_table.OUT),
+    *weight_table.norm(f"{_STACK}.final_layer_norm", "norm"),
+    *weight_table.norm(f"{_LAYER}.self_attn_layer_norm", "layers_{i}/attention_norm"),
+    *weight_table.norm(f"{_LAYER}.final_layer_norm", "layers_{i}/mlp_norm"),
+    *weight_table.attention_rows(f"{_LAYER}.self_attn", "out_proj"),
+    *weight_table.linear(f"{_LAYER}.fc1", "layers_{i}/mlp/up"),
+    *weight_table.linear(f"{_LAYER}.fc2", "layers_{i}/mlp/down", weight_table.OUT),
 )
