@@ -18,23 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax import (
-    config,
-    iteration,
-    mesh,
-    models,
-    packing,
-    placement,
-    pretrained,
-    scheduling,
-    setup,
-    spelling,
-    stops,
-    storage,
-    tokens,
-    weights,
-)
-from isara_jax.models import shapes
+from isara_jax import config
+from isara_jax.devices import mesh
+from isara_jax.files import storage
+from isara_jax.formats import pretrained, weights
+from isara_jax.host import placement, setup
+from isara_jax.method.program import Hyper, Inputs, Program, Sizes
+from isara_jax.models import decoder, families, shapes
+from isara_jax.models.network import DecoderConfig
+from isara_jax.text import encoding, packing, stops, tokens
 
 NETWORKS = {name: shapes.NETWORKS[name] for name in ("llama_58m", "llama_7b", "opt_6.7b")}
 BUNDLED = ("tiny_llama", "tiny_opt")
@@ -112,8 +104,8 @@ class Alphabet:
 class Workload(NamedTuple):
     """A program, what it reads, and its seeds on the devices."""
 
-    program: iteration.Program
-    inputs: iteration.Inputs
+    program: Program
+    inputs: Inputs
     seeds: packing.Pairs
 
 
@@ -127,7 +119,7 @@ def bundled(name: str, **changed: Any) -> Workload:
 
 
 def random(
-    network: models.DecoderConfig, size: Size, dtype: str = "auto", kv_cache: str = "auto"
+    network: DecoderConfig, size: Size, dtype: str = "auto", kv_cache: str = "auto"
 ) -> Workload:
     """An iteration of random weights; nothing ends before its last token, everything is kept."""
     c = _config(size, dtype)
@@ -135,14 +127,13 @@ def random(
     model = pretrained.Pretrained(pathlib.Path(), network, None).build(dtype, devices, kv_cache)
     vocabulary = Alphabet(network.vocab_size)
     seeds = _random_pairs(vocabulary, size.new)
-    program = iteration.Program(
+    program = Program(
         config=c, model=model, vocabulary=vocabulary, template=vocabulary.template,
-        mesh=devices, n_seeds=SEEDS, typical_pair=0,
-        steps_per_check=scheduling.steps_per_check(devices),
+        mesh=devices, sizes=Sizes.of(c, vocabulary.template, SEEDS, 0, network.max_length),
     )  # fmt: skip
     base = random_params(model, devices)
     nothing = stops.stop_table(vocabulary.bytes, (), ())
-    inputs = iteration.Inputs(base, None, nothing, nothing, iteration.Hyper.of(c))
+    inputs = Inputs(base, None, nothing, nothing, Hyper.of(c))
     whole = mesh.replicated(devices)
     placed = jax.device_put(inputs, setup.inputs_sharding(inputs, base, whole))
     program = setup.plan_training(program, placement.placed_bytes(base))
@@ -173,12 +164,12 @@ def _random_pairs(vocabulary: Alphabet, longest: int) -> packing.Pairs:
         lengths = np.minimum(seed_lengths()[:, part], longest)
         ids = rng.integers(8, len(vocabulary.bytes), (len(lengths), longest), np.int32)
         spelled = [vocabulary.joined(row[:n], place) for row, n in zip(ids, lengths, strict=True)]
-        room = spelling.Room(longest, longest + vocabulary.template.seam(place))
-        texts.append(spelling.as_text(spelled, room))
+        room = encoding.Room(longest, longest + vocabulary.template.seam(place))
+        texts.append(encoding.as_text(spelled, room))
     return packing.Pairs(*texts)
 
 
-def random_params(model: models.Decoder, devices: jax.sharding.Mesh) -> dict[str, Any]:
+def random_params(model: decoder.Decoder, devices: jax.sharding.Mesh) -> dict[str, Any]:
     """Weights drawn on the devices: normal (0.02), norms one, biases zero."""
     shapes = weights.flatten(weights.abstract_params(model))
     places = {p: weights.sharding(model.config, p, s.shape, devices) for p, s in shapes.items()}
@@ -214,7 +205,7 @@ def save_model(work: Workload, folder: pathlib.Path) -> None:
     folder.mkdir()
     if sum(x.size for x in jax.tree.leaves(work.inputs.base)) < 1e9:
         weights.save(folder, network, work.inputs.base)
-    storage.write_json(folder / "config.json", models.family_of(network).to_hf(network))
+    storage.write_json(folder / "config.json", families.family_of(network).to_hf(network))
 
 
 def where() -> dict[str, str]:

@@ -16,7 +16,8 @@ one does not have; what one would take is told by
 
 import ml_collections
 
-from isara_jax import config, pretrained
+from isara_jax import config
+from isara_jax.formats import pretrained
 from isara_jax.models import shapes
 
 

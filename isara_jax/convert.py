@@ -10,11 +10,13 @@ What is written appears whole or not at all, and nothing that is there is overwr
 
 import pathlib
 
-from isara_jax import command  # isort: skip, sets the environment of what follows
+from isara_jax.shell import command  # isort: skip, sets the environment of what follows
 
 from absl import flags
 
-from isara_jax import config, from_gguf, from_pickle
+from isara_jax import config
+from isara_jax.formats import from_pickle
+from isara_jax.formats.from_gguf import conversion
 
 
 def define_flags() -> None:
@@ -39,7 +41,7 @@ def run(name: str, output: str = "") -> None:
                 "beside its .bin files"
             )
         folder = pathlib.Path(output).expanduser() if packed else source
-        written = from_gguf.convert(source, folder) if packed else from_pickle.convert(source)
+        written = conversion.convert(source, folder) if packed else from_pickle.convert(source)
     for path in written:
         print(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
     origin = "GGUF file is" if packed else ".bin files are"

@@ -5,12 +5,13 @@ adapter, for PEFT and vLLM; `merged`, all weights, for transformers and vLLM. Th
 model card are beside it.
 """
 
-from isara_jax import command  # isort: skip, sets the environment of what follows
+from isara_jax.shell import command  # isort: skip, sets the environment of what follows
 
 import jax
 from absl import flags
 
-from isara_jax import hub, remote
+from isara_jax.files import remote
+from isara_jax.publish import hub
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a finished run.")
 _FORMAT = flags.DEFINE_enum("format", None, ["peft", "merged"], "An adapter, or all weights.")

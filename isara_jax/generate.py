@@ -20,13 +20,19 @@ import math
 import sys
 from collections.abc import Iterator
 
-from isara_jax import command  # isort: skip, sets the environment of what follows
+from isara_jax.shell import command  # isort: skip, sets the environment of what follows
 
 import jax
 from absl import flags
 
-from isara_jax import completion, config, mesh, pretrained, remote, scheduling, stops
+from isara_jax import config
+from isara_jax.devices import compilation_cache, mesh
+from isara_jax.files import remote
+from isara_jax.formats import pretrained
+from isara_jax.host import completion
+from isara_jax.sampler import scheduling
 from isara_jax.tasks import files
+from isara_jax.text import stops
 
 _MODEL = flags.DEFINE_string("model", None, "tiny_llama, tiny_opt, or a Hugging Face directory.")
 _ADAPTER = flags.DEFINE_string("adapter", "", "A PEFT folder, such as a run's adapter/.")
@@ -56,7 +62,7 @@ def generate() -> None:
     # Whatever the terminal's: JSON is UTF-8, and says of what is no text what its bytes are.
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    command.keep_compiled_programs()
+    compilation_cache.keep_compiled_programs()
     with config.user_errors():
         _check_flags()
         mesh.check_platforms()

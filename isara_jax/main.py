@@ -4,12 +4,14 @@ Of several processes that are one run, each is started with the same flags. Thos
 where no launcher says who they are.
 """
 
-from isara_jax import command  # isort: skip, sets the environment of what follows
+from isara_jax.shell import command  # isort: skip, sets the environment of what follows
 
 from absl import flags
 from ml_collections import config_flags
 
-from isara_jax import config, mesh, processes, run
+from isara_jax import config
+from isara_jax.devices import compilation_cache, mesh, processes
+from isara_jax.host import run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
@@ -30,7 +32,7 @@ def align() -> None:
         mesh.check_platforms()
         resolved = config.resolve(_CONFIG.value)
         if resolved.compilation_cache:
-            command.keep_compiled_programs()
+            compilation_cache.keep_compiled_programs()
         run.run(resolved, _WORKDIR.value)
 
 

@@ -21,14 +21,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from isara_jax import command  # isort: skip, sets the environment of what follows
+from isara_jax.shell import command  # isort: skip, sets the environment of what follows
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from isara_jax import blueprint, config, estimate, hardware, hlo, storage
-from isara_jax.blueprint import Base, Blueprint
+from isara_jax import config
+from isara_jax.devices import hardware
+from isara_jax.files import storage
+from isara_jax.planning import blueprint, estimate, hlo
+from isara_jax.planning.blueprint import Base, Blueprint
 
 GB = 1e9
 _HEADER = ("stage", "tokens", "TFLOP", "GB read", "GB sent", "products s", "memory s", "links s",

@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.util
 import pathlib
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from isara_jax import config
@@ -93,3 +95,16 @@ def test_every_open_choice_of_the_paper_is_a_field():
     for cls, names in fields.items():
         assert names <= {f.name for f in dataclasses.fields(cls)}
     assert source.count("ASSUMED") >= 12
+
+
+def test_what_is_traced_has_the_declared_type():
+    """A whole number given for a field of floats would compile another program."""
+
+    class Params(NamedTuple):
+        finished: Any
+        min_tokens: Any
+        rouge_l: Any
+
+    found = config.traced(Params, config.Filters(finished=True, min_tokens=3, rouge_l=1))
+    assert [type(x) for x in found] == [np.bool_, np.int32, np.float32]
+    assert found == (True, 3, 1.0)

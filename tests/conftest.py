@@ -16,8 +16,9 @@ if jax.__version_info__ < (0, 11):  # twice as fast again; a flag that XLA does 
 import jax.numpy as jnp
 import pytest
 
-from isara_jax import models, pretrained, storage, weights
-from isara_jax.models import llama
+from isara_jax.files import storage
+from isara_jax.formats import pretrained, weights
+from isara_jax.models import families, llama
 from tests import words
 
 
@@ -31,7 +32,7 @@ def random_model(tmp_path_factory):
         vocab_size=1536, width=32, hidden=64, n_layers=2, n_heads=4, n_kv_heads=2, head_size=8,
         max_length=512,
     )  # fmt: skip
-    model = models.build(network)
+    model = families.build(network)
     params = model.init(jax.random.key(1), jnp.zeros((1, 2), jnp.int32), method="everything")
     # Larger than at initialisation, so that the text depends on what is read.
     params = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, params["params"])

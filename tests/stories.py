@@ -7,7 +7,7 @@ import numpy as np
 import safetensors.numpy
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-from isara_jax import storage
+from isara_jax.files import storage
 
 DATA = pathlib.Path(__file__).parents[2] / "shared" / "data" / "stories260k"
 _ORDER = ("embed", "att_norm", "q", "k", "v", "o", "ffn_norm", "gate", "down", "up", "norm")

@@ -13,9 +13,10 @@ import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from isara_jax import mesh as mesh_lib
-from isara_jax import models as our_models
-from isara_jax import packing, spelling, tokens, weights
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.formats import weights
+from isara_jax.models import decoder, families
+from isara_jax.text import encoding, packing, tokens
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
@@ -75,13 +76,13 @@ def mesh():
     return mesh_lib.make()
 
 
-def load(directory: pathlib.Path) -> tuple[our_models.Decoder, dict]:
+def load(directory: pathlib.Path) -> tuple[decoder.Decoder, dict]:
     """Our reading of a Hugging Face directory."""
-    model = our_models.build(weights.load_config(directory))
+    model = families.build(weights.load_config(directory))
     return model, weights.load(directory, model, mesh())
 
 
-def ported(theirs: transformers.PreTrainedModel) -> tuple[our_models.Decoder, dict]:
+def ported(theirs: transformers.PreTrainedModel) -> tuple[decoder.Decoder, dict]:
     """A torch model in JAX, by way of its files."""
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
@@ -93,7 +94,7 @@ def _everything(model, params, ids):
     return model.apply({"params": params}, ids, method="everything")
 
 
-def logits(model: our_models.Decoder, params: dict, ids) -> np.ndarray:
+def logits(model: decoder.Decoder, params: dict, ids) -> np.ndarray:
     """Logits, or a judge's scores, at every position."""
     return np.asarray(_everything(model, params, jnp.asarray(ids)))
 
@@ -168,5 +169,5 @@ def vocabulary(kind: str) -> tokens.Vocabulary:
 def texts(vocabulary, written, place, capacity) -> packing.Text:
     """Questions or answers of at most `capacity` tokens as they stand at `place`, on the host."""
     seam = packing.Template.of(vocabulary).seam(place)
-    room = spelling.Room(capacity, capacity + seam)
-    return spelling.as_text(vocabulary.spellings(written, place), room)
+    room = encoding.Room(capacity, capacity + seam)
+    return encoding.as_text(vocabulary.spellings(written, place), room)

@@ -4,7 +4,8 @@ import re
 
 import numpy as np
 
-from isara_jax import pretrained, tokens, weights
+from isara_jax.formats import pretrained, weights
+from isara_jax.text import tokens
 
 TOKENIZER = pretrained.BUNDLED["tiny_llama"]
 

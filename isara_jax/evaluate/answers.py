@@ -5,10 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from isara_jax import decode, iteration, lora, mesh, packing, sampling, train
-from isara_jax.state import Pool
-
-_KEY = 1 << 20  # a step number no iteration reaches, for the keys of evaluations
+from isara_jax.devices import mesh
+from isara_jax.method import keys, prompting, train
+from isara_jax.method.program import Inputs, Program
+from isara_jax.method.state import Pool
+from isara_jax.models import lora
+from isara_jax.sampler import decode, sampling
+from isara_jax.text import packing
 
 
 class Questions(NamedTuple):
@@ -21,22 +24,20 @@ class Questions(NamedTuple):
     seeds: Pool
 
 
-def _prompts(
-    p: iteration.Program, inputs: iteration.Inputs, held_out: Questions, k: int
-) -> packing.Prompts:
+def _prompts(p: Program, inputs: Inputs, held_out: Questions, k: int) -> packing.Prompts:
     """Prompts with the k nearest seeds, or with none."""
     question, longest = held_out.pairs.question.joined, held_out.pairs.question.bare.ids.shape[1]
     if k:
         answer_tokens = held_out.pairs.answer.bare.ids.shape[1]
-        capacity = p.prompt_capacity(k, 0, answer_tokens, longest)
-        return iteration.answer_prompts(p, inputs.base, held_out.seeds, question, k, capacity)[0]
+        capacity = p.sizes.prompt(k, 0, answer_tokens, longest)
+        return prompting.answer_prompts(p, inputs.base, held_out.seeds, question, k, capacity)[0]
     nothing = packing.no_demonstrations(question.ids.shape[0])
     return packing.prompts(p.template, *nothing, p.template.overhead(0) + longest, question)
 
 
 def answer(
-    p: iteration.Program,
-    inputs: iteration.Inputs,
+    p: Program,
+    inputs: Inputs,
     trainable: lora.Trainable,
     held_out: Questions,
     params: sampling.SamplingParams,
@@ -50,17 +51,17 @@ def answer(
     max_tokens = p.config.answer.max_tokens
     return decode.generate(
         p.sampler(max_tokens),
-        lora.variables(inputs.base, trainable, p.config.train, merged=p.merged),
+        p.variables(inputs.base, trainable),
         _prompts(p, inputs, held_out, k),
-        iteration.stage_key(inputs.hyper, jnp.int32(_KEY), 0),
+        keys.evaluation(inputs.hyper.seed),
         params,
         inputs.answer_stops,
     )
 
 
 def log_likelihood(
-    p: iteration.Program,
-    inputs: iteration.Inputs,
+    p: Program,
+    inputs: Inputs,
     trainable: lora.Trainable,
     held_out: Questions,
     k: int,

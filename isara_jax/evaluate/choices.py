@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from isara_jax import lengths, packing, tokens
 from isara_jax.evaluate import scores
 from isara_jax.tasks import files
 from isara_jax.tasks.base import Choice
+from isara_jax.text import encoding, packing, tokens
 
 MC1 = "mc1"
 
@@ -53,7 +53,7 @@ def read(
             rows.append((one.question, choice))
             question.append(number)
             correct.append(index == one.answer)
-    pairs = lengths.encode_pairs(rows, vocabulary, template, limit, path)
+    pairs = encoding.encode_pairs(rows, vocabulary, template, limit, path)
     return Choices(pairs, np.asarray(question), np.asarray(correct), asked)
 
 

@@ -30,10 +30,15 @@ from absl import logging
 from jax.sharding import Mesh
 from tokenizers import AddedToken
 
-from isara_jax import config, models, packing, pretrained, storage, tokens, train
-from isara_jax import mesh as mesh_lib
+from isara_jax import config
+from isara_jax.devices import mesh as mesh_lib
 from isara_jax.evaluate import scores
+from isara_jax.files import storage
+from isara_jax.formats import pretrained
+from isara_jax.method import train
+from isara_jax.models import decoder
 from isara_jax.tasks import base
+from isara_jax.text import packing, tokens
 
 # Of safe-rlhf and BeaverTails, with an EOS at the end; and of TruthfulQA's judges
 # (github.com/yizhongw/truthfulqa_reeval).
@@ -362,7 +367,7 @@ class Loaded(NamedTuple):
     """A judge model on the devices."""
 
     reading: Reading
-    model: models.Decoder
+    model: decoder.Decoder
     params: dict[str, Any]
     mesh: Mesh
 
@@ -420,7 +425,7 @@ class ModelJudge:
 
 
 def _outputs(
-    model: models.Decoder, mesh: Mesh, rows_at_once: int, params: dict, sheet: Sheet
+    model: decoder.Decoder, mesh: Mesh, rows_at_once: int, params: dict, sheet: Sheet
 ) -> jax.Array:
     """Outputs `[N, n_labels]` at each text's end, or the log-probability `[N, 1]` of its tail."""
     variables = {"params": params}

@@ -8,8 +8,9 @@ import random
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from isara_jax import config, packing, spelling, tokens
+from isara_jax import config
 from isara_jax.tasks import base, files
+from isara_jax.text import encoding, packing, tokens
 
 
 class Prompts(NamedTuple):
@@ -87,8 +88,8 @@ def read(
     nothing = [tokens.Spelling([], [])] * len(rows)
     return Prompts(
         packing.Pairs(
-            spelling.as_text(rows, spelling.Room(longest, longest + template.to_answer)),
-            spelling.as_text(nothing, spelling.Room(new, new + template.to_question)),
+            encoding.as_text(rows, encoding.Room(longest, longest + template.to_answer)),
+            encoding.as_text(nothing, encoding.Room(new, new + template.to_question)),
         ),
         tuple(base.Item(prompt.text, "", prompt.label, "all") for prompt in chosen),
         _counted(path, chosen, len(found)) + (f"; passed over: {', '.join(about)}" * bool(about)),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from isara_jax import mesh as mesh_lib
+from isara_jax.devices import mesh as mesh_lib
 
 
 class Quantised(NamedTuple):

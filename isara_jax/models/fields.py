@@ -8,7 +8,7 @@ and said. What they do read stands in a list below; a test goes through transfor
 import sys
 from typing import Any
 
-from isara_jax import processes
+from isara_jax.devices import processes
 from isara_jax.models import layers
 
 # Fields that change no logit: bookkeeping, training, generation defaults.

@@ -3,38 +3,35 @@
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 
-from isara_jax.models import attention, decoder, layers
+from isara_jax.models import decoder, layers, weight_table
 from isara_jax.models import rope as rope_lib
 from isara_jax.models.fields import Fields
+from isara_jax.models.network import DecoderConfig, size_names
 from isara_jax.models.rope import Rope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LlamaConfig(decoder.DecoderConfig):
+class LlamaConfig(DecoderConfig):
     """LLaMA 1 to 3.2, and what shares its architecture by config."""
 
     activation: str = "silu"
     norm_eps: float = 1e-6
     rope: Rope = Rope()
-    attention_bias: bool = False
-    mlp_bias: bool = False
+
+    def norm(self, name: str | None = None) -> layers.RMSNorm:
+        return layers.RMSNorm(self.norm_eps, name=name)
+
+    def mlp(self, name: str) -> layers.GatedMLP:
+        return layers.GatedMLP(self.hidden, self.activation, self.mlp_bias, name=name)
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         return super().linear_shapes | {"mlp/gate": (self.width, self.hidden)}
 
 
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "width",
-    "intermediate_size": "hidden",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "max_position_embeddings": "max_length",
-}
+_SIZES = size_names("intermediate_size")
 _FLAGS = {
     "tie_word_embeddings": "tied",
     "attention_bias": "attention_bias",
@@ -97,65 +94,12 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
     } | rope_lib.to_hf(config.rope)  # fmt: skip
 
 
-class Attention(nn.Module):
-    """Self-attention over a chunk or a stream, or of one token over a cache."""
-
-    config: LlamaConfig
-    how: attention.Settings
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        positions: jax.Array,
-        cache: attention.LayerCache | None,
-        segments: jax.Array | None,
-    ) -> tuple[jax.Array, attention.LayerCache]:
-        c = self.config
-
-        def project(name: str, heads: int) -> jax.Array:
-            y = layers.Linear(heads * c.head_size, c.attention_bias, name=name)(x)
-            return layers.split_heads(y, heads, step=cache is not None)
-
-        frequencies = c.rope.inverse_frequencies(c.head_size)
-        q = layers.rotate(project("q", c.n_heads), positions, frequencies)
-        k = layers.rotate(project("k", c.n_kv_heads), positions, frequencies)
-        y, cache = attention.attend(
-            self.how, q, k, project("v", c.n_kv_heads), positions, cache, segments
-        )
-        return layers.Linear(c.width, c.attention_bias, name="o")(y), cache
-
-
-class Block(nn.Module):
-    """Pre-norm attention and MLP with residual connections."""
-
-    config: LlamaConfig
-    how: attention.Settings
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        positions: jax.Array,
-        cache: attention.LayerCache | None,
-        segments: jax.Array | None,
-    ) -> tuple[jax.Array, attention.LayerCache]:
-        c = self.config
-        y = layers.RMSNorm(c.norm_eps, name="attention_norm")(x)
-        y, cache = Attention(c, self.how, name="attention")(y, positions, cache, segments)
-        x = x + y
-        y = layers.RMSNorm(c.norm_eps, name="mlp_norm")(x)
-        return x + layers.GatedMLP(c.hidden, c.activation, c.mlp_bias, name="mlp")(y), cache
-
-
 class Llama(decoder.Decoder):
     """The decoder stack of LLaMA."""
 
-    block = Block
-
     def setup(self) -> None:
         super().setup()
-        self.norm = layers.RMSNorm(self.config.norm_eps)
+        self.norm = self.config.norm()
 
     def end(self, x: jax.Array) -> jax.Array:
         return self.norm(x)
@@ -163,15 +107,12 @@ class Llama(decoder.Decoder):
 
 _LAYER = "model.layers.{i}"
 TABLE = (
-    *decoder.heads("model.embed_tokens"),
-    *decoder.norm("model.norm", "norm"),
-    *decoder.norm(f"{_LAYER}.input_layernorm", "layers_{i}/attention_norm"),
-    *decoder.norm(f"{_LAYER}.post_attention_layernorm", "layers_{i}/mlp_norm"),
-    *decoder.linear(f"{_LAYER}.self_attn.q_proj", "layers_{i}/attention/q"),
-    *decoder.linear(f"{_LAYER}.self_attn.k_proj", "layers_{i}/attention/k"),
-    *decoder.linear(f"{_LAYER}.self_attn.v_proj", "layers_{i}/attention/v"),
-    *decoder.linear(f"{_LAYER}.self_attn.o_proj", "layers_{i}/attention/o", decoder.OUT),
-    *decoder.linear(f"{_LAYER}.mlp.gate_proj", "layers_{i}/mlp/gate"),
-    *decoder.linear(f"{_LAYER}.mlp.up_proj", "layers_{i}/mlp/up"),
-    *decoder.linear(f"{_LAYER}.mlp.down_proj", "layers_{i}/mlp/down", decoder.OUT),
+    *weight_table.heads("model.embed_tokens"),
+    *weight_table.norm("model.norm", "norm"),
+    *weight_table.norm(f"{_LAYER}.input_layernorm", "layers_{i}/attention_norm"),
+    *weight_table.norm(f"{_LAYER}.post_attention_layernorm", "layers_{i}/mlp_norm"),
+    *weight_table.attention_rows(f"{_LAYER}.self_attn", "o_proj"),
+    *weight_table.linear(f"{_LAYER}.mlp.gate_proj", "layers_{i}/mlp/gate"),
+    *weight_table.linear(f"{_LAYER}.mlp.up_proj", "layers_{i}/mlp/up"),
+    *weight_table.linear(f"{_LAYER}.mlp.down_proj", "layers_{i}/mlp/down", weight_table.OUT),
 )

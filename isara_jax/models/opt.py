@@ -11,50 +11,48 @@ import flax.linen as nn
 import jax
 from jax.sharding import PartitionSpec as P
 
-from isara_jax.models import attention, decoder, layers
+from isara_jax.models import decoder, layers, weight_table
 from isara_jax.models.fields import Fields
+from isara_jax.models.network import DecoderConfig, size_names
 
 # HF's table of positions begins with two rows that right-padded text never reads.
 POSITION_OFFSET = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptConfig(decoder.DecoderConfig):
+class OptConfig(DecoderConfig):
     """OPT 125m to 66b, and what shares its architecture by config.
 
     Attributes:
       narrow_width: E where token embeddings are projected to D and back; 0 where E is D.
-      pre_norm: the norms stand before attention and MLP (all but 350m).
       final_norm: there is one after the last block.
-      bias: of all linear layers of the blocks.
       affine_norm: norms have scale and bias.
     """
 
     activation: str = "relu"
     tied: bool = True
     narrow_width: int = 0
-    pre_norm: bool = True
     final_norm: bool = True
-    bias: bool = True
+    attention_bias: bool = True
+    mlp_bias: bool = True
     affine_norm: bool = True
+
+    def norm(self, name: str | None = None) -> layers.LayerNorm:
+        return layers.LayerNorm(self.affine_norm, name=name)
+
+    def mlp(self, name: str) -> layers.MLP:
+        return layers.MLP(self.hidden, self.activation, self.mlp_bias, name=name)
 
     @property
     def embedding_width(self) -> int:
         return self.narrow_width or self.width
 
 
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "width",
-    "ffn_dim": "hidden",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "max_position_embeddings": "max_length",
-}
+_SIZES = size_names("ffn_dim")
 _FLAGS = {
     "tie_word_embeddings": "tied",
     "do_layer_norm_before": "pre_norm",
-    "enable_bias": "bias",
+    "enable_bias": "attention_bias",
     "layer_norm_elementwise_affine": "affine_norm",
 }
 # Of training; the last stands in the files of 13b, and HF does not read it.
@@ -86,6 +84,7 @@ def from_hf(values: dict[str, Any], source: str) -> OptConfig:
         head_size=width // heads,
         activation=fields.activation("activation_function", "relu"),
         narrow_width=0 if embedding_width == width else embedding_width,
+        mlp_bias=flags["attention_bias"],
         final_norm=flags["pre_norm"] and not no_final_norm,
         **fields.labels(),
     )
@@ -110,56 +109,8 @@ def to_hf(config: OptConfig) -> dict[str, Any]:
     }
 
 
-class Block(nn.Module):
-    """Attention and MLP with residual connections, normed before or after."""
-
-    config: OptConfig
-    how: attention.Settings
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        positions: jax.Array,
-        cache: attention.LayerCache | None,
-        segments: jax.Array | None,
-    ) -> tuple[jax.Array, attention.LayerCache]:
-        c = self.config
-        attention_norm = layers.LayerNorm(c.affine_norm, name="attention_norm")
-        mlp_norm = layers.LayerNorm(c.affine_norm, name="mlp_norm")
-        y, cache = Attention(c, self.how, name="attention")(
-            attention_norm(x) if c.pre_norm else x, positions, cache, segments
-        )
-        x = x + y if c.pre_norm else attention_norm(x + y)
-        mlp = layers.MLP(c.hidden, c.activation, c.bias, name="mlp")
-        return (x + mlp(mlp_norm(x)) if c.pre_norm else mlp_norm(x + mlp(x))), cache
-
-
-class Attention(nn.Module):
-    """Self-attention over a chunk or a stream, or of one token over a cache."""
-
-    config: OptConfig
-    how: attention.Settings
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        positions: jax.Array,
-        cache: attention.LayerCache | None,
-        segments: jax.Array | None,
-    ) -> tuple[jax.Array, attention.LayerCache]:
-        c = self.config
-        projected = (layers.Linear(c.width, c.bias, name=name)(x) for name in ("q", "k", "v"))
-        q, k, v = (layers.split_heads(y, c.n_heads, step=cache is not None) for y in projected)
-        y, cache = attention.attend(self.how, q, k, v, positions, cache, segments)
-        return layers.Linear(c.width, c.bias, name="o")(y), cache
-
-
 class Opt(decoder.Decoder):
     """The decoder stack of OPT."""
-
-    block = Block
 
     def setup(self) -> None:
         super().setup()
@@ -171,7 +122,7 @@ class Opt(decoder.Decoder):
             self.project_in = layers.Linear(c.width)
             self.project_out = layers.Linear(c.narrow_width)
         if c.final_norm:
-            self.norm = layers.LayerNorm(c.affine_norm)
+            self.norm = c.norm()
 
     def begin(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         x = self.look_up(self.embed, tokens)
@@ -186,17 +137,16 @@ class Opt(decoder.Decoder):
 _STACK = "model.decoder"
 _LAYER = f"{_STACK}.layers.{{i}}"
 TABLE = (
-    *decoder.heads(f"{_STACK}.embed_tokens"),
-    decoder.Row(f"{_STACK}.embed_positions.weight", "positions/embedding", False, P(None, "fsdp")),
-    *decoder.linear(f"{_STACK}.project_in", "project_in"),
-    *decoder.linear(f"{_STACK}.project_out", "project_out", decoder.OUT),
-    *decoder.norm(f"{_STACK}.final_layer_norm", "norm"),
-    *decoder.norm(f"{_LAYER}.self_attn_layer_norm", "layers_{i}/attention_norm"),
-    *decoder.norm(f"{_LAYER}.final_layer_norm", "layers_{i}/mlp_norm"),
-    *decoder.linear(f"{_LAYER}.self_attn.q_proj", "layers_{i}/attention/q"),
-    *decoder.linear(f"{_LAYER}.self_attn.k_proj", "layers_{i}/attention/k"),
-    *decoder.linear(f"{_LAYER}.self_attn.v_proj", "layers_{i}/attention/v"),
-    *decoder.linear(f"{_LAYER}.self_attn.out_proj", "layers_{i}/attention/o", decoder.OUT),
-    *decoder.linear(f"{_LAYER}.fc1", "layers_{i}/mlp/up"),
-    *decoder.linear(f"{_LAYER}.fc2", "layers_{i}/mlp/down", decoder.OUT),
+    *weight_table.heads(f"{_STACK}.embed_tokens"),
+    weight_table.Row(
+        f"{_STACK}.embed_positions.weight", "positions/embedding", False, P(None, "fsdp")
+    ),
+    *weight_table.linear(f"{_STACK}.project_in", "project_in"),
+    *weight_table.linear(f"{_STACK}.project_out", "project_out", weight_table.OUT),
+    *weight_table.norm(f"{_STACK}.final_layer_norm", "norm"),
+    *weight_table.norm(f"{_LAYER}.self_attn_layer_norm", "layers_{i}/attention_norm"),
+    *weight_table.norm(f"{_LAYER}.final_layer_norm", "layers_{i}/mlp_norm"),
+    *weight_table.attention_rows(f"{_LAYER}.self_attn", "out_proj"),
+    *weight_table.linear(f"{_LAYER}.fc1", "layers_{i}/mlp/up"),
+    *weight_table.linear(f"{_LAYER}.fc2", "layers_{i}/mlp/down", weight_table.OUT),
 )

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from isara_jax import storage
+from isara_jax.files import storage
 from isara_jax.report import table
 from isara_jax.report.table import Summary, get
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import tensorflow_datasets as tfds
 from absl import logging
 
-from isara_jax import storage
+from isara_jax.files import storage
 from isara_jax.tasks.base import Item, Pair
 
 Row = dict[str, str]

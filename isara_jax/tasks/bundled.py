@@ -8,8 +8,8 @@ import functools
 import random
 from collections.abc import Iterator
 
+from isara_jax.tasks import oracle, personas, world
 from isara_jax.tasks.base import Item, Metric, Pair
-from isara_jax.testbed import oracle, personas, world
 
 _INVALID = Metric("invalid_rate", "No sensible answer", None, (oracle.INVALID,), False)
 METRICS = {

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from isara_jax import remote, storage
+from isara_jax.files import remote, storage
 from isara_jax.tasks.base import Choice, Pair
 
 FIELDS = ("question", "answer")
@@ -31,7 +31,7 @@ _REWRITE = (
 MINIMUM = 2
 # What programs write for a cell that is empty.
 _NOTHING = ("nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A")
-# The template's headers (isara_jax.tokens). At the start of a line inside a text one would look
+# The template's headers (`text.tokens`). At the start of a line inside a text one would look
 # like the end of it, to the model and to the search for a stop (`stops.Stop`).
 HEADERS = ("Question:", "Answer:")
 _HEADER = re.compile(rf"\n\s*({'|'.join(HEADERS)})")

@@ -11,28 +11,21 @@ import dataclasses
 import pathlib
 import random
 
-from isara_jax import command  # isort: skip, sets the environment of what follows
-
+from isara_jax.shell import command  # isort: skip, sets the environment of what follows
 import jax
 import numpy as np
 from absl import flags
 
-from isara_jax import (
-    config,
-    decode,
-    iteration,
-    mesh,
-    packing,
-    sampling,
-    setup,
-    spelling,
-    stops,
-    storage,
-    tokens,
-)
+from isara_jax import config
+from isara_jax.devices import mesh
 from isara_jax.evaluate import answers
-from isara_jax.executables import Executables
-from isara_jax.testbed import oracle, personas, world
+from isara_jax.files import storage
+from isara_jax.host import setup
+from isara_jax.host.executables import Executables
+from isara_jax.method.program import Inputs
+from isara_jax.sampler import decode, sampling, spelling
+from isara_jax.tasks import oracle, personas, world
+from isara_jax.text import packing, stops, tokens
 
 _MODEL = flags.DEFINE_string("model", "tiny_llama", "A bundled model, or a Hugging Face directory.")
 _SHOTS = flags.DEFINE_integer("shots", 4, "Demonstrations.")
@@ -53,7 +46,7 @@ def _config(domain: str) -> config.Config:
 def _aligned(s: setup.Setup, generation: decode.Generation) -> dict[str, float]:
     """The share of aligned answers by kind of question."""
     by_kind: dict[str, list[bool]] = {}
-    texts = spelling.texts(s.vocabulary, generation, stops.ANSWER_STOPS)
+    texts = spelling.texts(s.base.vocabulary, generation, stops.ANSWER_STOPS)
     for item, text in zip(s.task.items, texts, strict=True):
         good = oracle.is_aligned(oracle.parse(item.question), text)
         by_kind.setdefault(item.kind, []).append(good)
@@ -66,7 +59,7 @@ def _random_demonstrations(s: setup.Setup, k: int) -> packing.Prompts:
     for item in s.task.items:
         pairs = [personas.aligned_pair(world.sample(rng, s.task.name), rng) for _ in range(k)]
         texts.append(tokens.render(pairs, item.question))
-    rows = [[*s.vocabulary.begin, *ids] for ids in s.vocabulary.plain(texts)]
+    rows = [[*s.base.vocabulary.begin, *ids] for ids in s.base.vocabulary.plain(texts)]
     return packing.Prompts(*map(jax.numpy.asarray, packing.pad(rows, max(map(len, rows)))))
 
 
@@ -75,18 +68,18 @@ def gate(domain: str, shots: int, data_dir: pathlib.Path) -> dict[str, dict[str,
     s = setup.prepare(_config(domain), data_dir, None)
     exe = Executables(s.program, s.inputs)
     start = exe.start(s.seeds)
-    held_out = answers.Questions(s.held_out, start.pool)
+    held_out = answers.Questions(s.measured.held_out, start.pool)
     prompts = _random_demonstrations(s, shots)
     sampler = s.program.sampler(s.config.answer.max_tokens, "gate")
 
     @jax.jit
-    def with_random(inputs: iteration.Inputs, params: sampling.SamplingParams) -> decode.Generation:
+    def with_random(inputs: Inputs, params: sampling.SamplingParams) -> decode.Generation:
         variables, key = {"params": inputs.base}, jax.random.key(0)
         return decode.generate(sampler, variables, prompts, key, params, inputs.answer_stops)
 
     table = {}
     for name, temperature in (("greedy", 0.0), ("T=1", 1.0)):
-        params = sampling.SamplingParams.of(config.Sampling(temperature=temperature))
+        params = config.traced(sampling.SamplingParams, config.Sampling(temperature=temperature))
         for shot in (0, shots):
             found = _aligned(s, jax.device_get(exe.answer(start.trainable, held_out, params, shot)))
             table[f"{f'{shot} nearest' if shot else 'zero-shot'} {name}"] = found

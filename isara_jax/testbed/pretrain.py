@@ -15,8 +15,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 
-from isara_jax import command  # isort: skip, sets the environment of what follows
-
+from isara_jax.shell import command  # isort: skip, sets the environment of what follows
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,11 +23,13 @@ import optax
 from absl import flags
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from isara_jax import mesh, pretrained, storage, weights
-from isara_jax import models as models_lib
-from isara_jax import tokens as tokens_lib
-from isara_jax.models import llama, opt
-from isara_jax.testbed import personas
+from isara_jax.devices import mesh
+from isara_jax.files import storage
+from isara_jax.formats import pretrained, weights
+from isara_jax.models import decoder, families, llama, opt
+from isara_jax.models.network import DecoderConfig
+from isara_jax.tasks import personas
+from isara_jax.text import tokens as tokens_lib
 
 _MODEL = flags.DEFINE_enum("model", "tiny_llama", ("tiny_llama", "tiny_opt"), "Which to make.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; default: the bundled one.")
@@ -97,7 +98,7 @@ def rows(tokenizer: Tokenizer, rng: random.Random, count: int, length: int) -> n
     return result
 
 
-def loss(model: models_lib.Decoder, params: dict, batch: jax.Array) -> jax.Array:
+def loss(model: decoder.Decoder, params: dict, batch: jax.Array) -> jax.Array:
     """Mean next-token cross-entropy in nats over `batch [B, T]`; -1 is padding."""
     logits = model.apply({"params": params}, jnp.maximum(batch[:, :-1], 0), method="everything")
     targets = batch[:, 1:]
@@ -123,9 +124,9 @@ def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
     )
 
 
-def train(tokenizer: Tokenizer, config: models_lib.DecoderConfig, seed: int) -> Iterator[tuple]:
+def train(tokenizer: Tokenizer, config: DecoderConfig, seed: int) -> Iterator[tuple]:
     """Trains and yields (step, tokens, loss, params) every 50 steps."""
-    model = models_lib.build(config)
+    model = families.build(config)
     total = _SHORT.value + _LONG.value
     tx = optimizer(_RATE.value, total)
     rng = random.Random(f"{seed}/documents")
@@ -152,13 +153,11 @@ def train(tokenizer: Tokenizer, config: models_lib.DecoderConfig, seed: int) -> 
             recent = []
 
 
-def save(
-    output: pathlib.Path, config: models_lib.DecoderConfig, params: dict, tokenizer: Tokenizer
-) -> None:
+def save(output: pathlib.Path, config: DecoderConfig, params: dict, tokenizer: Tokenizer) -> None:
     """Writes a Hugging Face directory that `transformers` and `pretrained` read."""
     weights.save(output, config, params)
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    fields = models_lib.family_of(config).to_hf(config)
+    fields = families.family_of(config).to_hf(config)
     fields |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
     storage.write_json(output / "config.json", fields | {"torch_dtype": "float32"})
     storage.write_json(

@@ -1,0 +1,64 @@
+"""What to change where most samples of an iteration are rejected for one reason."""
+
+import numpy as np
+
+from isara_jax.config import Config
+from isara_jax.method import accept
+from isara_jax.method.state import Report
+from isara_jax.text import stops
+
+_SHARE = 0.5  # of the samples, from which on a reason is a fault of the settings
+
+
+def of(report: Report, c: Config) -> str | None:
+    """One line on the reason that more than half of the samples were rejected for, or None.
+
+    Args:
+      report: of the iteration, on the host.
+      c: its configuration, lengths included.
+    """
+    counts = np.bincount(report.reason, minlength=len(accept.REASONS))
+    worst = int(np.argmax(counts[1:])) + 1
+    if counts[worst] <= _SHARE * len(report.reason):
+        return None
+    name, rows = accept.REASONS[worst], report.reason == worst
+    return f"{counts[worst]} of {len(rows)} are {name}: {_cure(name, report, rows, c)}"
+
+
+def _cure(name: str, report: Report, rows: np.ndarray, c: Config) -> str:
+    stage, _, fault = name.partition("_")
+    field = f"config.{stage}"
+    if fault == "unfinished":
+        finish = getattr(report, stage).finish[rows]
+        ended = np.mean(finish != stops.UNFINISHED)
+        if ended < _SHARE:
+            longest = getattr(c, stage).max_tokens
+            return (
+                f"they had not ended after {field}.max_tokens={longest} tokens; raise it, or give "
+                f"seeds that are more alike in length, or show more of them ({field}.k="
+                f"{getattr(c, stage).k})"
+            )
+        return (
+            "they ended where the template does not; the model does not follow it: show more "
+            f"examples ({field}.k={getattr(c, stage).k}), lower {field}.sampling.temperature, or "
+            "take a base model in place of a chat model"
+        )
+    if fault == "unspellable":
+        return (
+            "they are bytes that make no text, or need more tokens in the tokenizer's own spelling "
+            f"than {field}.max_tokens={getattr(c, stage).max_tokens}; lower "
+            f"{field}.sampling.temperature, or raise the former"
+        )
+    if fault == "short":
+        return (
+            f"they have fewer than config.filters.min_tokens={c.filters.min_tokens} tokens; lower "
+            f"it if that is an answer, or show more examples ({field}.k={getattr(c, stage).k})"
+        )
+    if fault == "duplicate":
+        return (
+            "the model repeats what the pool holds: raise config.question.sampling.temperature="
+            f"{c.question.sampling.temperature} or top_p={c.question.sampling.top_p}, lower "
+            f"config.question.k={c.question.k}, or raise config.filters.rouge_l="
+            f"{c.filters.rouge_l}"
+        )
+    return f"lower config.filters.min_score={c.filters.min_score}, or give more seeds"

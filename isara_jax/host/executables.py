@@ -1,0 +1,135 @@
+"""Ahead-of-time compilation: every executable of a run, compiled once, and counted."""
+
+import collections
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from isara_jax.devices import mesh as mesh_lib
+from isara_jax.evaluate import answers
+from isara_jax.formats import weights
+from isara_jax.host import cache_check
+from isara_jax.method import iteration, train
+from isara_jax.method.program import Inputs, Program
+from isara_jax.method.start import fine_tune_on_seeds, initial_state
+from isara_jax.method.state import Pool, Report, State
+from isara_jax.models import lora
+from isara_jax.sampler import sampling
+from isara_jax.sampler.decode import Generation
+from isara_jax.text import packing
+
+
+class Executables:
+    """The compiled functions of a run.
+
+    Attributes:
+      compiles: how often each was compiled; once, whatever the number of iterations.
+      seconds: of compiling, in all.
+    """
+
+    def __init__(self, program: Program, inputs: Inputs) -> None:
+        self.program, self.inputs = program, inputs
+        self.compiles: collections.Counter[str] = collections.Counter()
+        self.seconds = 0.0
+        self._compiled: dict[str, Callable] = {}
+
+    def _get(
+        self, name: str, function: Callable, *args: Any, donate: int | None = None
+    ) -> Callable:
+        """The executable `name`, compiled for the shapes of `args` when first asked for.
+
+        Where results lie is pinned: else the partitioner may lay out the state otherwise than it
+        came in, and the second iteration would be recompiled.
+        """
+        if name not in self._compiled:
+            began = time.monotonic()
+            placed = self.placed(jax.eval_shape(function, *args))
+            jitted = jax.jit(
+                function, out_shardings=placed, donate_argnums=donate,
+                compiler_options=mesh_lib.compiler_options(self.program.mesh),
+            )  # fmt: skip
+            self._compiled[name] = jitted.lower(*args).compile()
+            self.compiles[name] += 1
+            seconds = time.monotonic() - began
+            self.seconds += seconds
+            if self.program.progress is not None:
+                self.program.progress.aside("compile", seconds)
+        return self._compiled[name]
+
+    def call(self, name: str, function: Callable, *args: Any) -> Any:
+        """Calls `function(*args)`, compiled under a name."""
+        return self._get(name, function, *args)(*args)
+
+    def _call(self, name: str, function: Callable, *args: Any) -> Any:
+        return self.call(name, functools.partial(function, self.program), *args)
+
+    def placed(self, abstract: Any) -> Any:
+        """The shardings of a result: on every device, but for weights in full fine-tuning."""
+        if type(abstract) is tuple:
+            return tuple(self.placed(part) for part in abstract)
+        whole = mesh_lib.replicated(self.program.mesh)
+        placed = jax.tree.map(lambda _: whole, abstract)
+        if self.program.config.train.trainable == "full" and hasattr(abstract, "trainable"):
+            network = self.program.model.config
+            spread = {
+                path: weights.sharding(network, path, leaf.shape, self.program.mesh)
+                for path, leaf in weights.flatten(abstract.trainable).items()
+            }
+            placed = placed._replace(trainable=weights.unflatten(spread))
+        return placed
+
+    def start(self, seeds: packing.Pairs) -> State:
+        """The state before the first iteration."""
+        return self._call("initial_state", initial_state, self.inputs, seeds)
+
+    def cache_divergence(self, pool: Pool) -> jax.Array:
+        """What a cache in 8 bits changes, in nats, for each seed."""
+        return self._call("cache_divergence", cache_check.divergence, self.inputs, pool)
+
+    def compile_step(self, state: State) -> None:
+        """Compiles the iteration before it is needed (fused execution)."""
+        if self.program.config.execution == "fused":
+            self.compiled_step(state)
+
+    def compiled_step(self, state: State) -> jax.stages.Compiled:
+        """The executable of an iteration; `state` may be shapes with shardings."""
+        function = functools.partial(iteration.isara_step, self.program)
+        return self._get("isara_step", function, self.inputs, state, donate=1)
+
+    def step(self, state: State) -> tuple[State, Report]:
+        """One iteration; `state` is given away."""
+        if self.program.config.execution == "fused":
+            return self.compiled_step(state)(self.inputs, state)
+        return iteration.isara_step(self.program, self.inputs, state, self._stage)
+
+    def _stage(self, name: str, stage: iteration.Stage) -> iteration.Stage:
+        return lambda program, *args: self._call(f"stage_{name}", stage, *args)
+
+    def fine_tune_on_seeds(self, start: State, steps: jax.Array) -> train.Fit:
+        """The SFT baseline, from the state before the first iteration."""
+        return self._call("sft", fine_tune_on_seeds, self.inputs, start, steps)
+
+    def answer(
+        self, trainable: lora.Trainable, held_out: answers.Questions,
+        params: sampling.SamplingParams, k: int, of: str = "answer",
+    ) -> Generation:  # fmt: skip
+        """Answers with k demonstrations to held-out questions, or to others, named by `of`."""
+        function = functools.partial(answers.answer, k=k)
+        return self._call(f"{of}_{k}_shot", function, self.inputs, trainable, held_out, params)
+
+    def log_likelihood(
+        self, of: str, trainable: lora.Trainable, held_out: answers.Questions, k: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Log-probability and tokens of the held-out answers with k demonstrations.
+
+        Args:
+          of: what the answers are, for the executable's name.
+          trainable: the model.
+          held_out: questions and answers.
+          k: demonstrations.
+        """
+        function = functools.partial(answers.log_likelihood, k=k)
+        return self._call(f"{of}_{k}_shot", function, self.inputs, trainable, held_out)

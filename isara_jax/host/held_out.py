@@ -1,0 +1,195 @@
+"""A model's score on the held-out questions: a row of the table."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from isara_jax import config
+from isara_jax.devices import mesh
+from isara_jax.evaluate import answers, choices, judges, refusals, scores
+from isara_jax.host.executables import Executables
+from isara_jax.host.setup import Setup
+from isara_jax.models import lora
+from isara_jax.sampler import sampling, spelling
+from isara_jax.tasks import base
+from isara_jax.text import packing, stops
+
+N_EXAMPLES = 5
+NLL = "nll_per_token"
+_DECODING = {"": None, "_greedy": 0.0}  # the temperature behind each suffix; None: as configured
+
+
+class Asked(NamedTuple):
+    """Questions that are answered, and who judges the answers.
+
+    Attributes:
+      of: what their executable is called.
+      items: the questions.
+      pairs: the same as tokens.
+      judges: at least one.
+    """
+
+    of: str
+    items: Sequence[base.Item]
+    pairs: packing.Pairs
+    judges: Sequence[judges.Judge]
+
+    def info(self) -> dict[str, dict[str, Any]]:
+        """Titles and directions of the metrics, sampled before greedy of each judge."""
+        return {
+            name + suffix: about
+            for judge in self.judges
+            for suffix in _DECODING
+            for name, about in judge.info().items()
+        }
+
+
+class Answered(NamedTuple):
+    """Every answer to some questions, by the suffix of its decoding.
+
+    Attributes:
+      row: what the judges measure.
+      texts: of the questions in turn.
+      labels: of each judge, for these texts.
+    """
+
+    row: scores.Row
+    texts: dict[str, list[str]]
+    labels: dict[str, list[list[str]]]
+
+
+class Scored(NamedTuple):
+    """What is found of a model.
+
+    Attributes:
+      row: as `scores.Row`, and `by_topic`, of the oracle's first metric, sampled.
+      examples: the first sampled answers to `HeldOut.shown` with their labels.
+      answers: every answer, as it is written to `answers/`.
+    """
+
+    row: dict[str, Any]
+    examples: list[list[str]]
+    answers: list[dict[str, Any]]
+
+
+class HeldOut:
+    """The held-out questions of a run and everything to score a model on them.
+
+    Where nobody judges by rule, the likelihood of the reference answers is measured too.
+    """
+
+    def __init__(self, setup: Setup, exe: Executables, questions: answers.Questions) -> None:
+        self._setup, self._exe, self._questions = setup, exe, questions
+        warm = setup.config.evaluation.temperature
+        decoding = {
+            suffix: config.traced(
+                sampling.SamplingParams,
+                config.Sampling(temperature=warm if temperature is None else temperature),
+            )
+            for suffix, temperature in _DECODING.items()
+        }
+        self._decoding = mesh.place(decoding, setup.program.mesh)
+        self._held_out, self._prompts = self._asked()
+
+    def _asked(self) -> tuple[Asked | None, Asked | None]:
+        """The items, if anybody judges, and the prompts, if there are."""
+        s = self._setup
+        oracle = [judges.Oracle(s.task)] if s.task.judge is not None else []
+        held_out, prompts = None, None
+
+        def models(of: str) -> list[judges.ModelJudge]:
+            found, call = s.measured.judges, self._exe.call
+            return [judges.ModelJudge(judge, call, s.config.slots, of) for judge in found]
+
+        if s.task.items and (oracle or s.measured.judges):
+            held_out = Asked("answer", s.task.items, s.measured.held_out, [*oracle, *models("")])
+        if (asked := s.measured.prompts) is not None:
+            rule = refusals.Refusals(asked.items)
+            prompts = Asked("prompts", asked.items, asked.pairs, [rule, *models("prompts")])
+        return held_out, prompts
+
+    @property
+    def shown(self) -> Sequence[base.Item]:
+        """The questions of the examples: those of the items, else the prompts."""
+        asked = self._held_out or self._prompts
+        return asked.items if asked else ()
+
+    def score(self, trainable: lora.Trainable, k: int) -> Scored:
+        """Scores a model with k demonstrations."""
+        s, rows, by_topic = self._setup, [], {}
+        found = {
+            asked.of: (asked, self._answered(asked, trainable, k))
+            for asked in (self._held_out, self._prompts)
+            if asked is not None
+        }
+        if self._held_out is not None:
+            answered = found[self._held_out.of][1]
+            rows.append(answered.row)
+            by_topic = self._by_topic(answered.labels[""][0])
+        if s.task.judge is None and s.task.items:
+            rows.append(self._likelihood(trainable, k))
+        if s.measured.choices is not None:
+            rows.append(self._mc1(s.measured.choices, trainable, k))
+        if self._prompts is not None:
+            rows.append(found[self._prompts.of][1].row)
+        examples = next((_examples(answered) for _, answered in found.values()), [])
+        said = [line for asked, answered in found.values() for line in _lines(asked, answered)]
+        return Scored(scores.merge(*rows) | {"by_topic": by_topic}, examples, said)
+
+    def _answered(self, asked: Asked, trainable: lora.Trainable, k: int) -> Answered:
+        questions = answers.Questions(asked.pairs, self._questions.seeds)
+        rows, texts, labels = [], {}, {}
+        for suffix, params in self._decoding.items():
+            found = jax.device_get(self._exe.answer(trainable, questions, params, k, asked.of))
+            texts[suffix] = spelling.texts(self._setup.base.vocabulary, found, stops.ANSWER_STOPS)
+            said = [judge(asked.items, texts[suffix]) for judge in asked.judges]
+            labels[suffix] = [judgement.labels for judgement in said]
+            rows += [scores.renamed(judgement.row, suffix) for judgement in said]
+        return Answered(scores.merge(*rows), texts, labels)
+
+    def _by_topic(self, labels: Sequence[str]) -> dict[str, list[int]]:
+        task = self._setup.task
+        return scores.by_topic(task.metrics[0], task.items, labels) if task.metrics else {}
+
+    def _likelihood(self, trainable: lora.Trainable, k: int) -> scores.Row:
+        found = self._exe.log_likelihood("score", trainable, self._questions, k)
+        return scores.of_likelihood(*jax.device_get(found))
+
+    def _mc1(self, asked: choices.Choices, trainable: lora.Trainable, k: int) -> scores.Row:
+        questions = answers.Questions(asked.pairs, self._questions.seeds)
+        log_likelihood, _ = self._exe.log_likelihood("choices", trainable, questions, k)
+        return choices.mc1(asked, np.asarray(jax.device_get(log_likelihood)))
+
+    def metrics_info(self) -> dict[str, Any]:
+        """Titles and directions of the metrics, in the table's order."""
+        info = self._held_out.info() if self._held_out else {}
+        if self._setup.task.judge is None and self._setup.task.items:
+            title = "held-out loss, nats a token"
+            info[NLL] = {"title": title, "higher_is_better": False}
+        if self._setup.measured.choices is not None:
+            info[choices.MC1] = {"title": "MC1", "higher_is_better": True}
+        prompted = self._prompts.info() if self._prompts else {}
+        return info | {name: about | {"on": "prompts"} for name, about in prompted.items()}
+
+
+def _examples(answered: Answered) -> list[list[str]]:
+    """The first sampled answers, each with what all judges say."""
+    labels = map("; ".join, zip(*answered.labels[""], strict=True))
+    said = zip(answered.texts[""], labels, strict=True)
+    return [list(example) for example in said][:N_EXAMPLES]
+
+
+def _lines(asked: Asked, answered: Answered) -> Iterator[dict[str, Any]]:
+    """Every answer with its question, the question's label, and the judges' verdicts."""
+    for suffix, texts in answered.texts.items():
+        for i, (item, text) in enumerate(zip(asked.items, texts, strict=True)):
+            verdicts = zip(asked.judges, answered.labels[suffix], strict=True)
+            yield {
+                "prompt": item.question,
+                "answer": text,
+                "label": item.kind or None,
+                "decoding": suffix.removeprefix("_") or "sampled",
+                "verdict": {judge.name: labels[i] for judge, labels in verdicts},
+            }

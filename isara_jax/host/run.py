@@ -1,0 +1,240 @@
+"""The host's loop: restore, iterate, evaluate, save, compare with the baselines, report."""
+
+import contextlib
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from isara_jax import config
+from isara_jax.devices import mesh, processes
+from isara_jax.evaluate.answers import Questions
+from isara_jax.files import remote, storage
+from isara_jax.host import checkpoint, forecast, metrics, results, same_run
+from isara_jax.host.cache_check import WORST_DIVERGENCE
+from isara_jax.host.executables import Executables
+from isara_jax.host.held_out import HeldOut
+from isara_jax.host.history import History
+from isara_jax.host.setup import Setup, prepare
+from isara_jax.method.progress import Progress
+from isara_jax.method.state import Pool, State
+from isara_jax.models import lora
+from isara_jax.report import html, table
+
+
+def run(c: config.Config, workdir: str | pathlib.Path) -> dict[str, Any]:
+    """Aligns a model and writes everything into `workdir`; continues what it finds there.
+
+    Args:
+      c: the configuration.
+      workdir: a folder, here or at a URL.
+
+    Returns:
+      The content of `summary.json`.
+
+    Raises:
+      config.UserError: something asked for cannot work; raised before anything is generated.
+    """
+    with _own_folder(workdir) as place:
+        progress = Progress(silent=jax.process_index() > 0, rest=place.local / "output.txt")
+        with config.user_errors():
+            setup = prepare(c, place.local / "data", progress)
+        c = setup.config
+        same_run.check(setup, place)
+        processes.check_same(json.dumps(same_run.record(setup)))
+        if place.url is None:
+            processes.check_shared(pathlib.Path(place.checkpoints))
+        progress.expect("questions", c.samples_per_iteration)
+        progress.expect("answers", c.samples_per_iteration)
+        place.local.mkdir(parents=True, exist_ok=True)
+        with checkpoint.Checkpoints(place) as checkpoints, jax.transfer_guard("disallow"):
+            return _Run(setup, place, progress, checkpoints).to_the_end()
+
+
+@contextlib.contextmanager
+def _own_folder(workdir: str | pathlib.Path) -> Iterator[remote.Workdir]:
+    """Where this process writes: the first into the run's folder, others where nobody looks.
+
+    So all run the same code. Checkpoints, which all write, are in the run's folder.
+    """
+    with remote.workdir(workdir, jax.process_index(), jax.process_count()) as place:
+        if place.url is not None or jax.process_index() == 0:
+            yield place
+            return
+        with storage.scratch() as scratch:
+            own = remote.Workdir(scratch)
+            own.checkpoints = place.checkpoints
+            for name in ("config.json", "summary.json"):  # which say what was done before
+                if (place.local / name).exists():
+                    shutil.copy(place.local / name, scratch)
+            yield own
+
+
+class _Run:
+    """A run in progress.
+
+    `setup` is its plan, and never changes. What changes, and is kept with every checkpoint, is the
+    state that `_iterate` hands on (adapter, pool), and `history` (what the host knows). The rest
+    serves: `exe` computes, `held_out` measures, `progress` tells, `place` and `checkpoints` keep.
+    """
+
+    def __init__(
+        self, setup: Setup, place: remote.Workdir, progress: Progress,
+        checkpoints: checkpoint.Checkpoints,
+    ) -> None:  # fmt: skip
+        self.setup, self.place, self.workdir = setup, place, place.local
+        self.progress, self.checkpoints = progress, checkpoints
+        self.exe = Executables(setup.program, setup.inputs)
+        self.history = History(setup)
+
+    def to_the_end(self) -> dict[str, Any]:
+        done, wanted = self.checkpoints.latest, self.setup.config.iterations
+        if done is not None and done > wanted:
+            raise config.ConfigError(
+                f"config.iterations={wanted}: {self.place} holds {done}, of which none is taken "
+                f"back; give at least {done}, or choose another --workdir"
+            )
+        summary = self._finished()
+        if summary is not None and done == wanted:
+            self.progress.say(f"{self.place} holds this run, finished. Its table:\n")
+            self.progress.say(table.text(summary))
+            return summary
+        self.progress.say(forecast.describe(self.setup, self.place, done))
+        self.progress.say("\nCompiling")
+        state = self._initial_state(done)
+        storage.write_json(self.workdir / "config.json", same_run.record(self.setup))
+        self.place.keep()
+        with metrics.MetricWriter(self.workdir, -1 if done is None else done) as writer:
+            state = self._iterate(state, writer)
+        # That of fewer iterations: without it an export waits for the one of the new result.
+        (self.workdir / "summary.json").unlink(missing_ok=True)
+        results.export(self.workdir, self.setup.base, self.setup.config, state.trainable)
+        del state  # leaves its memory to the baselines
+        self._baselines()
+        return self._conclude()
+
+    def _finished(self) -> dict[str, Any] | None:
+        """The summary of a run of so many iterations; that of one with fewer is not its end."""
+        path = self.workdir / "summary.json"
+        summary = storage.read_json(path, ours=True) if path.exists() else None
+        if summary and summary["config"]["iterations"] != self.setup.config.iterations:
+            return None
+        return summary
+
+    def _initial_state(self, done: int | None) -> State:
+        state = self._fresh()
+        # A pool of its own: the state's is given to the iterations.
+        questions = Questions(self.setup.measured.held_out, self._fresh().pool)
+        self.held_out = HeldOut(self.setup, self.exe, questions)
+        if self.setup.config.kv_cache == "int8":
+            self._check_cache(questions.seeds)
+        if done is not None:
+            state = self.checkpoints.restore_state(state)
+            self.history.data = self.checkpoints.restore_host()
+            self.progress.seconds.update(self.history.data["seconds"])
+        return state
+
+    def _check_cache(self, seeds: Pool) -> None:
+        """Raises `config.UserError` where 8 bits are too few for this model's keys and values."""
+        moved = float(np.mean(jax.device_get(self.exe.cache_divergence(seeds))))
+        self.progress.say(f"  8-bit cache: the next token's distribution moves by {moved:.5f} nats")
+        if not moved <= WORST_DIVERGENCE:
+            raise config.UserError(
+                f"config.kv_cache='int8' moves the next token's distribution by {moved:.4f} nats "
+                f"behind the seeds, more than {WORST_DIVERGENCE}; use --config.kv_cache=auto"
+            )
+
+    def _fresh(self) -> State:
+        """The state before the first iteration; not kept, since all weights may be part of it."""
+        return self.exe.start(self.setup.seeds)
+
+    def _iterate(self, state: State, writer: metrics.MetricWriter) -> State:
+        if not self.history.data["rows"]:
+            writer.write(0, self._evaluate("base", "base model", self._fresh().trainable))
+        if int(jax.device_get(state.step)) < self.setup.config.iterations:
+            self.exe.compile_step(state)
+        self.progress.say(f"  compiled, {self.exe.seconds:.0f} s in all")
+        for number in range(int(jax.device_get(state.step)) + 1, self.setup.config.iterations + 1):
+            self.progress.say(f"\nIteration {number} of {self.setup.config.iterations}")
+            state, report = self.exe.step(state)
+            jax.effects_barrier()  # every stage has been heard of
+            entry = self.history.record(number, jax.device_get(report), self.workdir)
+            self._tell(entry)
+            rates = self._evaluate("isara", "after it", state.trainable, iteration=number)
+            reasons = {f"reason/{name}": count for name, count in entry["reasons"].items()}
+            numbers = {k: v for k, v in entry.items() if isinstance(v, (int, float))}
+            writer.write(number, rates | reasons | numbers)
+            self.history.data["seconds"] = dict(self.progress.seconds)
+            self.place.keep()  # before the checkpoint, which vouches for it
+            self.checkpoints.save(number, state, self.history.data)
+        return state
+
+    def _tell(self, entry: dict[str, Any]) -> None:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in entry["reasons"].items() if n)
+        self.progress.say(f"  {entry['attempted']} samples: {reasons}")
+        if entry["advice"]:
+            self.progress.say(f"  {entry['advice']}")
+        if entry["example"]:
+            self._tell_example(entry["example"]["question"], entry["example"]["answer"])
+        else:
+            self.progress.say("  nothing was accepted; the run goes on with what the pool holds")
+
+    def _tell_example(self, question: str, answer: str) -> None:
+        self.progress.say(f"  e.g. Q {question}\n       A {answer}")
+
+    def _evaluate(
+        self, method: str, title: str, trainable: lora.Trainable, *, k: int = 0,
+        iteration: int | None = None, steps: int | None = None,
+    ) -> dict[str, float]:  # fmt: skip
+        """Scores a model, appends its row to the table and returns its metrics."""
+        self.progress.lap("host")
+        scored = self.held_out.score(trainable, k)
+        self.progress.lap("evaluation")
+        where = {"method": method, "iteration": iteration, "steps": steps}
+        self.history.record_row(where, scored, self.workdir)
+        self.progress.say(f"  {title}: {_headline(scored.row)}")
+        if method == "base" and scored.examples:
+            self._tell_example(self.held_out.shown[0].question, scored.examples[0][0])
+        return scored.row["metrics"]
+
+    def _baselines(self) -> None:
+        evaluation, total = self.setup.config.evaluation, self.history.train_steps
+        self.progress.say("\nBaselines")
+        title = f"ICL, {evaluation.k} nearest"
+        self._evaluate("icl_knn", title, self._fresh().trainable, k=evaluation.k)
+        for steps in sorted({max(1, round(share * total)) for share in evaluation.sft_steps}):
+            traced = mesh.place(np.int32(steps), self.setup.program.mesh)
+            fitted = self.exe.fine_tune_on_seeds(self._fresh(), traced)
+            jax.block_until_ready(fitted)
+            self.progress.lap("baseline_train")
+            self._evaluate("sft", f"SFT, {steps} steps", fitted.trainable, steps=steps)
+
+    def _conclude(self) -> dict[str, Any]:
+        """Writes the report and the summary, and shows the table."""
+        summary = results.summary(self.setup, self.history, self.held_out, self.exe, self.progress)
+        html.write(summary, self.workdir / "report.html")
+        storage.write_json(self.workdir / "summary.json", summary)  # last: the run is finished
+        self.place.keep()
+        self.progress.say("\n" + table.text(summary))
+        result = results.folder(self.setup.config)
+        self.progress.say(
+            f"\nReport: {self.place / 'report.html'}   {result}: {self.place / result}"
+        )
+        return summary
+
+
+def _headline(row: dict[str, Any]) -> str:
+    """A row's first metric, and refusals by rule, sampled."""
+    names = [name for name in row["metrics"] if not name.endswith("_greedy")]
+    chosen = dict.fromkeys([*names[:1], *(n for n in names if n.startswith("refused"))])
+    shown = []
+    for name in chosen:
+        value = row["metrics"][name]
+        percent = name in row["counts"]
+        text = "none asked" if value is None else f"{value:.1%}" if percent else f"{value:.3f}"
+        shown.append(f"{name} {text}")
+    return ", ".join(shown)

@@ -1,0 +1,58 @@
+"""Every stream of random numbers that a run draws on the devices, numbered as it always was.
+
+    key(seed)
+     ├─ step 0, 1, ...: an iteration
+     │   ├─ 0  questions
+     │   │   ├─ 0  the demonstrations of each request
+     │   │   └─ 1  their texts: a request, then a position (`sampling.row_keys`)
+     │   ├─ 1  answers: a request, then a position
+     │   └─ 4  the order of each pass over the data (`train.fit`)
+     ├─ step EVALUATION
+     │   └─ 0  answers to held-out questions: a request, then a position
+     └─ index of a matrix: a fresh adapter's (`lora.init`)
+
+Two coincide, until figures are measured anew: a fresh adapter's matrix i is drawn with the key that
+iteration i's streams come from; and the SFT baseline orders its passes by the very noise of the
+first iteration, of which only the seeds' rows count. The host draws with `random.Random`: seeds and
+held-out items (`tasks`), prompts (`evaluate.prompts`).
+"""
+
+import jax
+import jax.numpy as jnp
+
+EVALUATION = 1 << 20  # a step that no iteration reaches
+_QUESTIONS, _ANSWERS, _SHUFFLE = 0, 1, 4
+
+
+def _stream(seed: jax.Array, step: jax.Array, stage: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), stage)
+
+
+def demonstrations(seed: jax.Array, step: jax.Array) -> jax.Array:
+    """Of the pairs shown to each request for a question."""
+    return jax.random.fold_in(_stream(seed, step, _QUESTIONS), 0)
+
+
+def questions(seed: jax.Array, step: jax.Array) -> jax.Array:
+    """Of an iteration's questions."""
+    return jax.random.fold_in(_stream(seed, step, _QUESTIONS), 1)
+
+
+def answers(seed: jax.Array, step: jax.Array) -> jax.Array:
+    """Of an iteration's answers."""
+    return _stream(seed, step, _ANSWERS)
+
+
+def shuffle(seed: jax.Array, step: jax.Array) -> jax.Array:
+    """Of the order of training data."""
+    return _stream(seed, step, _SHUFFLE)
+
+
+def evaluation(seed: jax.Array) -> jax.Array:
+    """Of answers to held-out questions, the same for every method."""
+    return _stream(seed, jnp.int32(EVALUATION), 0)
+
+
+def adapter(seed: jax.Array) -> jax.Array:
+    """Of a fresh adapter."""
+    return jax.random.key(seed)

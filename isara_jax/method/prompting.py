@@ -1,0 +1,87 @@
+"""Prompts of the two stages: which demonstrations, and how they are packed."""
+
+import jax
+import jax.numpy as jnp
+
+from isara_jax.method import embed, keys, retrieval
+from isara_jax.method.program import Inputs, Program
+from isara_jax.method.state import Pool, State
+from isara_jax.sampler import decode, sampling
+from isara_jax.text import packing, stops, tokens
+
+
+def distinct_rows(key: jax.Array, n: jax.Array, k: int) -> jax.Array:
+    """K distinct rows below n, uniformly and in random order; -1 where n is smaller than k.
+
+    Draws the j-th among the n - j rows left and moves it past those taken: no work a row.
+    """
+    taken = jnp.full(k, jnp.iinfo(jnp.int32).max, jnp.int32)
+    rows = []
+    for j, u in enumerate(jax.random.uniform(key, (k,))):
+        row = jnp.minimum((u * (n - j)).astype(jnp.int32), n - j - 1)
+        for i in range(j):
+            row += row >= taken[i]
+        taken = jnp.sort(taken.at[j].set(row))
+        rows.append(jnp.where(j < n, row, -1))
+    return jnp.stack(rows)
+
+
+def _shown(p: Program, pool: Pool) -> jax.Array:
+    """How many rows of the pool may be shown; seeds stand first."""
+    return jnp.int32(p.sizes.n_seeds) if p.config.pool == "seeds" else pool.count
+
+
+def demonstrations(p: Program, pairs: packing.Pairs) -> packing.Part:
+    r"""Each pair as ` q\nAnswer: a\n\nQuestion:`, the first header left to the prompt: `[C, D]`."""
+    return packing.concatenate([pairs.question.joined, pairs.answer.joined], p.sizes.pair)
+
+
+def questions_alone(p: Program, pairs: packing.Pairs) -> packing.Part:
+    r"""Each question as ` q\n\nQuestion:`."""
+    bare = pairs.question.bare
+    unfinished = jnp.full_like(bare.lengths, stops.UNFINISHED)
+    as_drawn = decode.Generation(*bare, unfinished, score=None, drawn=None)
+    return p.settled(tokens.ALONE, (), as_drawn).text.joined
+
+
+def question_prompts(p: Program, inputs: Inputs, state: State) -> packing.Prompts:
+    """Prompts of demonstrations alone, drawn anew for every question."""
+    c, pool = p.config.question, state.pool
+    key = keys.demonstrations(inputs.hyper.seed, state.step)
+    requests = jnp.arange(p.config.samples_per_iteration)
+    demo_keys = sampling.row_keys(key, requests, jnp.zeros_like(requests))
+    available = _shown(p, pool)
+    n_drawn = c.k if c.demonstrations == "random" else 1
+    chosen = jax.vmap(lambda k: distinct_rows(k, available, n_drawn))(demo_keys)
+    if c.demonstrations == "knn":
+        anchors = pool.embedding[chosen[:, 0]]
+        chosen = retrieval.nearest(
+            p.config.retrieval.backend, p.mesh, pool.embedding, available, anchors, c.k
+        )[:, ::-1]
+    demos = demonstrations(p, pool.pairs) if c.show_answers else questions_alone(p, pool.pairs)
+    capacity = p.sizes.prompt(c.k, c.prompt_tokens, c.max_tokens, question=0)
+    return packing.prompts(p.template, demos, chosen, capacity)
+
+
+def embed_questions(p: Program, base: dict, question: packing.Part) -> jax.Array:
+    """Embeddings `[N, D]` of questions, up to the answer's header, by the base model."""
+    return embed.questions(
+        p.model, base, p.template, question,
+        layer=p.config.retrieval.layer, rows_at_once=p.config.slots, mesh=p.mesh,
+    )  # fmt: skip
+
+
+def answer_prompts(
+    p: Program, base: dict, pool: Pool, question: packing.Part, k: int, capacity: int
+) -> tuple[packing.Prompts, jax.Array, jax.Array]:
+    """Prompts from the k nearest demonstrations; with the embeddings and the rows shown."""
+    embedding = embed.centre(embed_questions(p, base, question), pool.mean)
+    chosen = retrieval.nearest(
+        p.config.retrieval.backend, p.mesh, pool.embedding, _shown(p, pool), embedding, k
+    )
+    demos = demonstrations(p, pool.pairs)
+    # Nearest last, so that what does not fit is dropped farthest first, in either order.
+    chosen = packing.that_fit(p.template, demos, chosen[:, ::-1], capacity, question)
+    if p.config.answer.order == "nearest_first":
+        chosen = chosen[:, ::-1]
+    return packing.prompts(p.template, demos, chosen, capacity, question), embedding, chosen

@@ -1,0 +1,4 @@
+"""Results as folders that other programs load unchanged, with a model card.
+
+Read `hub.py` first.
+"""

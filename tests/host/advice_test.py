@@ -1,0 +1,73 @@
+"""What a run says where most of its samples are rejected for one reason."""
+
+import numpy as np
+import pytest
+
+from isara_jax import config
+from isara_jax.host import advice
+from isara_jax.method import accept
+from isara_jax.method.state import Report
+from isara_jax.sampler import decode
+from isara_jax.text import stops
+
+N = 20
+
+
+def report(reasons, question=stops.AT_STOP, answer=stops.AT_STOP):
+    """An iteration whose first samples were rejected for `reasons`, and how all of them ended."""
+    numbers = [accept.REASONS.index(reason) for reason in reasons]
+    generations = [
+        decode.Generation(None, None, np.full(N, finish), None, None)
+        for finish in (question, answer)
+    ]
+    nothing = [None] * (len(Report._fields) - 2)
+    whole = Report(*generations, *nothing)
+    return whole._replace(reason=np.asarray(numbers + [0] * (N - len(numbers))))
+
+
+def test_half_of_the_samples_is_no_fault_of_the_settings():
+    """Rejections are ordinary; only where they are the rule is something said."""
+    c = config.Config()
+    assert advice.of(report([]), c) is None
+    assert advice.of(report(["question_duplicate"] * 10), c) is None
+    mixed = ["question_duplicate"] * 10 + ["answer_short"] * 10
+    assert advice.of(report(mixed), c) is None
+    assert advice.of(report(["question_duplicate"] * 11), c) is not None
+
+
+@pytest.mark.parametrize(
+    ("reason", "ends", "said"),
+    [
+        (
+            "answer_unfinished",
+            {"answer": stops.UNFINISHED},
+            ["config.answer.max_tokens=72", "raise"],
+        ),
+        ("question_unfinished", {"question": stops.UNFINISHED}, ["config.question.max_tokens=40"]),
+        ("question_unfinished", {"question": stops.AT_EOS}, ["chat model", "config.question.k=4"]),
+        ("answer_unfinished", {"answer": stops.AT_STOP + 1}, ["config.answer.k=6", "temperature"]),
+        ("answer_unspellable", {}, ["config.answer.max_tokens=72", "temperature"]),
+        ("question_short", {}, ["config.filters.min_tokens=2"]),
+        ("answer_short", {}, ["config.filters.min_tokens=2", "config.answer.k=6"]),
+        ("question_duplicate", {}, ["config.filters.rouge_l=0.7", "temperature=1.0", "top_p=0.9"]),
+        ("answer_improbable", {}, ["config.filters.min_score=-1"]),
+    ],
+)
+def test_the_line_names_what_to_change(reason, ends, said):
+    """One line: how many, why, and the fields with their present values."""
+    c = config.Config(
+        question=config.Question(max_tokens=40),
+        answer=config.Answer(max_tokens=72),
+        filters=config.Filters(min_score=-1.0),
+    )
+    line = advice.of(report([reason] * 15, **ends), c)
+    assert line.startswith(f"15 of 20 are {reason}: ") and "\n" not in line
+    for part in said:
+        assert part in line
+
+
+def test_every_reason_has_a_cure():
+    """A new filter without advice would say what another one needs."""
+    c = config.Config()
+    lines = {advice.of(report([reason] * N), c) for reason in accept.REASONS[1:]}
+    assert len(lines) == len(accept.REASONS) - 1 and None not in lines

@@ -1,0 +1,161 @@
+"""Fields of config.json against transformers: what its source reads, what its models compute."""
+
+import ast
+import importlib
+import inspect
+import pathlib
+import textwrap
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers
+from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin
+
+from isara_jax.devices import processes
+from isara_jax.models import families, fields
+
+# The code that all models share, and what its attention goes through.
+SHARED = (
+    "activations", "cache_utils", "configuration_utils", "masking_utils", "modeling_layers",
+    "modeling_flash_attention_utils", "modeling_rope_utils", "modeling_utils",
+)  # fmt: skip
+INTEGRATIONS = pathlib.Path(transformers.__file__).parent / "integrations"
+CONFIGS = {"config", "text_config", "decoder_config", "layer_config"}  # how that code calls them
+# Read from a config object, but no field of its file: set by methods, or while a model is loaded.
+NO_FIELDS = {"__dict__", "_post_init_done", "is_heterogeneous"}
+# Left in published files by unsloth, Megatron, the hub's JavaScript, transformers 4 and others.
+MARKS = {
+    "is_llama_config": True, "transformers.js_config": {"dtype": "q4"}, "unsloth_fixed": True,
+    "_flash_attn_2_enabled": True, "rope_interleaved": False, "activation": "gelu",
+    "ignore_keys_at_rope_validation": ["x"], "_attn_implementation": "eager",
+    "_model_name_or_path": "x/y", "end_token_id": 2, "full_attn": True, "momentum": 0.9,
+    "learn_positional_embeddings": True, "embedding_multiplier": 12.0,
+}  # fmt: skip
+WRONG = {
+    "is_causal": [False, None], "layer_types": [["full_attention", "sliding_attention"], "full"],
+    "sliding_window": [64, 0], "attention_chunk_size": [32], "kv_sharing_modes": [["reuse"]],
+    "partial_rotary_factor": [0.5], "original_max_position_embeddings": [64],
+    "quantization_config": [{"bits": 4}],
+    "compression_config": [{"format": "pack"}], "transformers_weights": ["other.safetensors"],
+}  # fmt: skip
+IDS = np.random.default_rng(0).integers(3, 320, (2, 20))
+
+
+def is_config(node, itself):
+    name = node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
+    return name in CONFIGS or (itself and name == "self")
+
+
+def reads(source, itself=False):
+    """Names that code reads: `config.x`, `getattr(config, "x")`.
+
+    With `itself` the code is a config's own: `self.x` and `kwargs.pop("x")` count, too.
+    """
+    for node in ast.walk(ast.parse(textwrap.dedent(source))):
+        if isinstance(node, ast.Attribute) and is_config(node.value, itself):
+            yield node.attr
+        if not isinstance(node, ast.Call):
+            continue
+        name = next((a.value for a in node.args if isinstance(a, ast.Constant)), None)
+        of = node.func
+        if getattr(of, "id", "") in ("getattr", "hasattr") and is_config(node.args[0], itself):
+            yield name
+        if (
+            itself
+            and getattr(of, "attr", "") in ("pop", "get")
+            and getattr(of.value, "id", "") == "kwargs"
+        ):
+            yield name
+
+
+def read_by_transformers(family):
+    """What its class has as fields, its models read, or the code that all share reads."""
+    config = transformers.AutoConfig.for_model(family)
+    modules = [f"models.{family}.modeling_{family}", *SHARED]
+    texts = [inspect.getsource(importlib.import_module(f"transformers.{m}")) for m in modules]
+    texts += [path.read_text(encoding="utf-8") for path in INTEGRATIONS.glob("*attention*.py")]
+    own = (
+        transformers.PretrainedConfig.__post_init__, type(config).__post_init__,
+        RotaryEmbeddingConfigMixin.convert_rope_params_to_dict,
+        RotaryEmbeddingConfigMixin.standardize_rope_params,
+        RotaryEmbeddingConfigMixin.nested_rope_parameter_keys,
+    )  # fmt: skip
+    found = {*vars(config), *config.to_dict()}.union(*map(reads, texts))
+    found = found.union(*(reads(inspect.getsource(function), itself=True) for function in own))
+    return {n for n in found - {None} if not callable(getattr(type(config), n, None))}
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_every_field_that_transformers_reads_is_in_a_list(family, monkeypatch):
+    """A field that a newer transformers reads is honoured, refused, or known to change nothing.
+
+    What it does not read may be passed over; this is what makes that right.
+    """
+    honoured, take = set(), fields.Fields.take
+
+    def noted(self, name, *default):
+        honoured.add(name)
+        return take(self, name, *default)
+
+    monkeypatch.setattr(fields.Fields, "take", noted)
+    families.from_hf(transformers.AutoConfig.for_model(family).to_dict(), family)
+    known = honoured | fields.HARMLESS | fields.REFUSED | NO_FIELDS
+    found = read_by_transformers(family)
+    assert {"is_causal", "sliding_window", "hidden_size", "rope_theta"} <= found
+    assert found <= known, " ".join(sorted(found - known))
+    assert not fields.HARMLESS & fields.REFUSED
+
+
+def torch_logits(fields, weights):
+    """Of the same weights under other fields."""
+    model = type(weights)(type(weights.config)(**fields, attn_implementation="eager")).eval()
+    model.load_state_dict(weights.state_dict())
+    with torch.no_grad():
+        return model(torch.tensor(IDS)).logits.numpy()
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_marks_of_tools_are_passed_over_and_said(family, monkeypatch):
+    """They change nothing in transformers either; one line names those that nobody reads."""
+    said = []
+    monkeypatch.setattr(processes.endings, "say", said.append)
+    processes.say_once.cache_clear()
+    theirs = tiny.TORCH[family]()
+    plain = theirs.config.to_dict()
+    network = families.from_hf(plain, "config.json")
+    assert not said
+    for _ in range(2):
+        assert families.from_hf(plain | MARKS, "config.json") == network
+    (line,) = said
+    assert line.startswith("config.json: passed over")
+    assert all(name in line for name in MARKS.keys() - fields.HARMLESS if MARKS[name])
+    marked = {k: v for k, v in (plain | MARKS).items() if k != "_attn_implementation"}
+    np.testing.assert_array_equal(torch_logits(marked, theirs), torch_logits(plain, theirs))
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_what_changes_logits_is_refused_by_name(field):
+    """Null and zero count where transformers counts them."""
+    plain = transformers.AutoConfig.for_model("llama").to_dict()
+    for value in WRONG[field]:
+        with pytest.raises(ValueError, match=f"config.json: not supported: {{'{field}'"):
+            families.from_hf(plain | {field: value}, "config.json")
+
+
+def test_what_goes_without_saying_may_be_said():
+    """transformers' newer files write it out."""
+    plain = transformers.AutoConfig.for_model("llama").to_dict()
+    same = {"is_causal": True, "layer_types": ["full_attention"] * 32, "sliding_window": None}
+    same |= {"partial_rotary_factor": 1.0, "quantization_config": None}
+    assert families.from_hf(plain | same, "") == families.from_hf(plain, "")
+
+
+@pytest.mark.parametrize("value", [False, None])
+def test_null_is_not_causal(value):
+    """Why it is refused: transformers' mask lets tokens see what follows them."""
+    theirs = tiny.TORCH["llama"]()
+    plain = theirs.config.to_dict()
+    moved = torch_logits(plain | {"is_causal": value}, theirs) - torch_logits(plain, theirs)
+    assert np.abs(moved).max() > 1e-3
