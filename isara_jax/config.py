@@ -7,6 +7,7 @@
 import contextlib
 import dataclasses
 import difflib
+import dis
 import json
 import re
 import shlex
@@ -187,7 +188,24 @@ def user_errors() -> Iterator[None]:
     except (ValueError, OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the machine's, which `endings` knows to word
+        if type(error) is ValueError and _nobody_meant(error):
+            raise  # a bug of ours
         raise UserError(str(error)) from error
+
+
+def _nobody_meant(error: ValueError) -> bool:
+    """Whether an error comes out of arithmetic, or of a line of ours that raises nothing itself.
+
+    What files and settings can do is raised on purpose, by us or by the libraries that read them.
+    """
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    package = trace.tb_frame.f_globals.get("__name__", "").split(".")[0]
+    if package == __name__.split(".")[0]:
+        code = trace.tb_frame.f_code.co_code
+        return dis.opname[code[trace.tb_lasti]] != "RAISE_VARARGS"
+    return package in ("flax", "jax", "numpy", "optax")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
