@@ -25,6 +25,7 @@ from isara_jax.formats import pretrained, weights
 from isara_jax.host import placement, setup
 from isara_jax.method.program import Hyper, Inputs, Program, Sizes
 from isara_jax.models import decoder, families, shapes
+from isara_jax.models.network import DecoderConfig
 from isara_jax.text import encoding, packing, stops, tokens
 
 NETWORKS = {name: shapes.NETWORKS[name] for name in ("llama_58m", "llama_7b", "opt_6.7b")}
@@ -118,7 +119,7 @@ def bundled(name: str, **changed: Any) -> Workload:
 
 
 def random(
-    network: decoder.DecoderConfig, size: Size, dtype: str = "auto", kv_cache: str = "auto"
+    network: DecoderConfig, size: Size, dtype: str = "auto", kv_cache: str = "auto"
 ) -> Workload:
     """An iteration of random weights; nothing ends before its last token, everything is kept."""
     c = _config(size, dtype)

@@ -7,14 +7,19 @@
 import contextlib
 import dataclasses
 import difflib
+import dis
 import json
 import re
 import shlex
 import typing
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import ml_collections
+import numpy as np
+
+_Params = TypeVar("_Params", bound=NamedTuple)
+_SCALARS = {bool: np.bool_, int: np.int32, float: np.float32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Task:
     n_seeds: int = 0  # how many seeds to use; 0: all of a file, 32 of the bundled world
     topics: tuple[str, ...] = ()  # restricts bundled seeds to some topics
     # Own pairs kept back, for the likelihood where there is no judge; -1: a quarter of the file, at
-    # least 8 of 24 pairs or more, at least 1 of fewer, at most 256 (see domains.n_held_out).
+    # least 8 of 24 pairs or more, at least 1 of fewer, at most 256 (see tasks.domains.n_held_out).
     held_out: int = -1
 
 
@@ -183,7 +188,24 @@ def user_errors() -> Iterator[None]:
     except (ValueError, OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the machine's, which `endings` knows to word
+        if type(error) is ValueError and _nobody_meant(error):
+            raise  # a bug of ours
         raise UserError(str(error)) from error
+
+
+def _nobody_meant(error: ValueError) -> bool:
+    """Whether an error comes out of arithmetic, or of a line of ours that raises nothing itself.
+
+    What files and settings can do is raised on purpose, by us or by the libraries that read them.
+    """
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    package = trace.tb_frame.f_globals.get("__name__", "").split(".")[0]
+    if package == __name__.split(".")[0]:
+        code = trace.tb_frame.f_code.co_code
+        return dis.opname[code[trace.tb_lasti]] != "RAISE_VARARGS"
+    return package in ("flax", "jax", "numpy", "optax")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -329,6 +351,20 @@ def flag(path: str, value: Any) -> str:
         texts = [json.dumps(v, ensure_ascii=False) if isinstance(v, str) else str(v) for v in value]
         value = f"({', '.join(texts)}{',' * (len(texts) == 1)})"
     return f"--config.{path}={value and shlex.quote(str(value))}"
+
+
+def traced(params: type[_Params], group: Any) -> _Params:
+    """The traced part of a group of fields: a sweep over it compiles nothing.
+
+    Args:
+      params: a NamedTuple that names the fields.
+      group: a dataclass that has them.
+
+    Returns:
+      Scalars of the host, by the fields' declared types, to be placed by the caller.
+    """
+    kinds = typing.get_type_hints(type(group))
+    return params(*(_SCALARS[kinds[name]](getattr(group, name)) for name in params._fields))
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -26,8 +26,8 @@ import jax
 from absl import flags
 
 from isara_jax import config
-from isara_jax.devices import mesh
-from isara_jax.files import compilation_cache, remote
+from isara_jax.devices import compilation_cache, mesh
+from isara_jax.files import remote
 from isara_jax.formats import pretrained
 from isara_jax.host import completion
 from isara_jax.sampler import scheduling

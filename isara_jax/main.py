@@ -10,8 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from isara_jax import config
-from isara_jax.devices import mesh, processes
-from isara_jax.files import compilation_cache
+from isara_jax.devices import compilation_cache, mesh, processes
 from isara_jax.host import run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs the whole test suite and the linter. Flags are passed on to pytest.
+# Runs the linters and the whole test suite. Flags are passed on to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh requirements.txt launch/requirements-test.txt
-# The TPU's compiler, for tests/host/compiled_test.py; apart, or every program here would look for a TPU.
+# The TPU's compiler, for tests/planning/compiled_test.py; apart, or every program here would look for a TPU.
 if [ ! -d .venv/libtpu ]; then
   wanted=$(.venv/bin/python -c '
 from importlib.metadata import requires

@@ -3,10 +3,16 @@
 import dataclasses
 import importlib.util
 import pathlib
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from isara_jax import config
+from isara_jax.method import embed
+from isara_jax.tasks import files
+from isara_jax.text import packing
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -93,3 +99,29 @@ def test_every_open_choice_of_the_paper_is_a_field():
     for cls, names in fields.items():
         assert names <= {f.name for f in dataclasses.fields(cls)}
     assert source.count("ASSUMED") >= 12
+
+
+def test_what_is_traced_has_the_declared_type():
+    """A whole number given for a field of floats would compile another program."""
+
+    class Params(NamedTuple):
+        finished: Any
+        min_tokens: Any
+        rouge_l: Any
+
+    found = config.traced(Params, config.Filters(finished=True, min_tokens=3, rouge_l=1))
+    assert [type(x) for x in found] == [np.bool_, np.int32, np.float32]
+    assert found == (True, 3, 1.0)
+
+
+def test_only_what_is_meant_for_users_is_told_to_them():
+    """Shapes that do not fit are our bug: said as a user's mistake, nobody would look for it."""
+    with pytest.raises(config.UserError, match="nowhere.jsonl"), config.user_errors():
+        files.read_pairs("nowhere.jsonl")
+    for bug in (
+        lambda: packing.pad([[1, 2, 3]], 2),
+        lambda: embed.centre(jnp.zeros((2, 3)), jnp.zeros(4)),
+    ):
+        with pytest.raises(ValueError) as found, config.user_errors():
+            bug()
+        assert type(found.value) is ValueError

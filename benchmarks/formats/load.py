@@ -27,7 +27,8 @@ from benchmarks import workload
 from isara_jax.devices import mesh
 from isara_jax.files import storage
 from isara_jax.formats import weights
-from isara_jax.models import decoder, families
+from isara_jax.models import families
+from isara_jax.models.network import DecoderConfig
 
 _SHAPE = flags.DEFINE_enum("shape", "llama_7b", ("llama_7b", "opt_6.7b"), "Whose shapes.")
 _LAYERS = flags.DEFINE_integer("layers", 0, "Blocks; 0: all.")
@@ -48,7 +49,7 @@ class _Random:
         return bits.view(ml_dtypes.bfloat16).reshape(self.shape)
 
 
-def write(folder: pathlib.Path, network: decoder.DecoderConfig) -> None:
+def write(folder: pathlib.Path, network: DecoderConfig) -> None:
     """A Hugging Face folder of random weights, without a tokenizer."""
     shapes = weights.abstract_params(families.build(network, jnp.bfloat16))
     weights.save(folder, network, jax.tree.map(_Random, shapes))

@@ -26,9 +26,8 @@ import numpy as np
 from absl import app, flags
 
 from isara_jax import config
-from isara_jax.devices import mesh
+from isara_jax.devices import compilation_cache, mesh
 from isara_jax.evaluate import answers, scores
-from isara_jax.files import compilation_cache
 from isara_jax.formats import pretrained
 from isara_jax.host import setup
 from isara_jax.host.executables import Executables

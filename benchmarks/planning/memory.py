@@ -31,7 +31,7 @@ from absl import app, flags
 from benchmarks import workload
 from isara_jax import config
 from isara_jax.devices import hardware
-from isara_jax.models import decoder
+from isara_jax.models.network import DecoderConfig
 from isara_jax.planning import blueprint, estimate, hlo, pieces
 from isara_jax.sampler import decode, scheduling
 
@@ -39,7 +39,7 @@ PROGRAMS = ("decode", "prefill", "lora", "lora_remat")
 
 
 def draw(
-    network: decoder.DecoderConfig, devices: Sequence[jax.Device], mesh: str, *, slots: int,
+    network: DecoderConfig, devices: Sequence[jax.Device], mesh: str, *, slots: int,
     prompt: int, new: int, batch: int = 32, kv_cache: str = "auto", remat: bool = False,
 ) -> blueprint.Blueprint:  # fmt: skip
     """A run of the network with texts of `new` tokens after prompts of `prompt`."""

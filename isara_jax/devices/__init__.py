@@ -1,4 +1,4 @@
-"""The machine's devices: the mesh, how fast and large they are, and the processes of a run.
+"""The machine: the mesh, how fast and large devices are, processes, programs kept compiled.
 
 Read `mesh.py` first.
 """

@@ -3,9 +3,8 @@
 import math
 import os
 import re
-import typing
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,6 @@ from isara_jax import config
 AXES = ("data", "fsdp", "model")
 BATCH = ("data", "fsdp")  # the axes a batch is spread over
 _PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
-_Params = TypeVar("_Params", bound=NamedTuple)
-_SCALARS = {bool: np.bool_, int: np.int32, float: np.float32}
 Shape = tuple[int, int, int]  # devices along the axes
 
 
@@ -117,20 +114,6 @@ def batch_devices(mesh: Mesh | None) -> int:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole."""
     return NamedSharding(mesh, P())
-
-
-def scalars(params: type[_Params], group: Any) -> _Params:
-    """The traced part of a group of the configuration's fields: a sweep over it compiles nothing.
-
-    Args:
-      params: a NamedTuple that names the fields.
-      group: a dataclass that has them.
-
-    Returns:
-      Scalars of the host, by the fields' declared types, to be placed by the caller.
-    """
-    kinds = typing.get_type_hints(type(group))
-    return params(*(_SCALARS[kinds[name]](getattr(group, name)) for name in params._fields))
 
 
 def place(tree: Any, mesh: Mesh) -> Any:

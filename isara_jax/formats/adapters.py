@@ -12,8 +12,9 @@ import safetensors.numpy
 from isara_jax import config
 from isara_jax.files import remote, storage
 from isara_jax.formats import weights
-from isara_jax.models import decoder, lora
 from isara_jax.models import fields as fields_lib
+from isara_jax.models import lora
+from isara_jax.models.network import DecoderConfig
 
 _PREFIX = "base_model.model."
 # Fields that leave the result at base + scale * x A B; others are refused where they are set. The
@@ -28,7 +29,7 @@ _KNOWN = {
 _INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 
 
-def _tensor_names(network: decoder.DecoderConfig, settings: config.Lora) -> dict[str, str]:
+def _tensor_names(network: DecoderConfig, settings: config.Lora) -> dict[str, str]:
     """Our path (`layers_i/attention/q/a`) of each tensor of an adapter, by PEFT's name."""
     names = {}
     for layer in lora.target_shapes(network, settings):
@@ -41,7 +42,7 @@ def _tensor_names(network: decoder.DecoderConfig, settings: config.Lora) -> dict
 
 def save(
     directory: pathlib.Path,
-    network: decoder.DecoderConfig,
+    network: DecoderConfig,
     adapter: lora.Trainable,
     settings: config.Lora,
     base: str,
@@ -79,9 +80,7 @@ def locate(name: str) -> pathlib.Path:
     return remote.folder(name, ("adapter_config.json", "adapter_model.safetensors"))
 
 
-def load(
-    directory: pathlib.Path, network: decoder.DecoderConfig
-) -> tuple[lora.Trainable, config.Lora]:
+def load(directory: pathlib.Path, network: DecoderConfig) -> tuple[lora.Trainable, config.Lora]:
     """Reads an adapter that PEFT, or `save`, has written.
 
     Args:
@@ -206,9 +205,7 @@ def _read(directory: pathlib.Path) -> dict[str, np.ndarray]:
     return {name: value.astype(np.float32) for name, value in tensors.items()}
 
 
-def _targets(
-    names: set[str], network: decoder.DecoderConfig, directory: pathlib.Path
-) -> tuple[str, ...]:
+def _targets(names: set[str], network: DecoderConfig, directory: pathlib.Path) -> tuple[str, ...]:
     """Which of our layers an adapter has, by its tensors: `target_modules` may be a pattern."""
     every = config.Lora()
     found = {

@@ -14,6 +14,7 @@ from isara_jax.devices import mesh as mesh_lib
 from isara_jax.files import remote, storage
 from isara_jax.formats import weights
 from isara_jax.models import attention, decoder, families
+from isara_jax.models.network import DecoderConfig
 from isara_jax.text import special_tokens, tokens
 
 _TESTBED = pathlib.Path(__file__).parents[1] / "testbed"
@@ -43,7 +44,7 @@ class Pretrained(NamedTuple):
     """
 
     path: pathlib.Path
-    network: decoder.DecoderConfig
+    network: DecoderConfig
     vocabulary: tokens.Vocabulary
 
     def build(self, dtype: str, mesh: Mesh, kv_cache: str = "auto") -> decoder.Decoder:

@@ -24,7 +24,8 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from isara_jax.files import storage
-from isara_jax.models import decoder, families
+from isara_jax.models import decoder, families, weight_table
+from isara_jax.models.network import DecoderConfig
 from isara_jax.text import special_tokens
 
 METADATA = {"format": "pt"}
@@ -49,7 +50,7 @@ flatten = functools.partial(traverse_util.flatten_dict, sep="/")  # {"a/b/c": le
 unflatten = functools.partial(traverse_util.unflatten_dict, sep="/")
 
 
-def match(network: decoder.DecoderConfig, path: str) -> tuple[decoder.Row, str]:
+def match(network: DecoderConfig, path: str) -> tuple[weight_table.Row, str]:
     """The table's row for one of our paths, and the tensor's Hugging Face name."""
     index = re.search(r"layers_(\d+)/", path)
     number = index.group(1) if index else ""
@@ -68,7 +69,7 @@ def abstract_params(model: decoder.Decoder) -> dict[str, Any]:
 
 
 def sharding(
-    network: decoder.DecoderConfig, path: str, shape: tuple[int, ...], mesh: Mesh
+    network: DecoderConfig, path: str, shape: tuple[int, ...], mesh: Mesh
 ) -> NamedSharding:
     """Where the table puts a parameter.
 
@@ -90,7 +91,7 @@ def sharding(
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
-def load_config(directory: pathlib.Path) -> decoder.DecoderConfig:
+def load_config(directory: pathlib.Path) -> DecoderConfig:
     """The network of a Hugging Face directory.
 
     Raises:
@@ -344,7 +345,7 @@ def some(names: Collection[str]) -> str:
     return (", ".join(sorted(names)[:4]) or "none") + more
 
 
-def _may_be_skipped(name: str, network: decoder.DecoderConfig) -> bool:
+def _may_be_skipped(name: str, network: DecoderConfig) -> bool:
     """Whether a tensor adds nothing.
 
     Old checkpoints carry RoPE's frequencies, which follow from the config; tied ones a copy of the
@@ -452,9 +453,7 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
 # --- out -----------------------------------------------------------------------------------------
 
 
-def save(
-    directory: pathlib.Path, network: decoder.DecoderConfig, params: dict, dtype: Any = None
-) -> None:
+def save(directory: pathlib.Path, network: DecoderConfig, params: dict, dtype: Any = None) -> None:
     """Writes safetensors under Hugging Face's names: one file or, above 4 GiB, several.
 
     Of several processes all must call it, and the first writes.
@@ -488,7 +487,7 @@ def save(
 
 
 def _shards(
-    network: decoder.DecoderConfig, params: dict, dtype: np.dtype | None
+    network: DecoderConfig, params: dict, dtype: np.dtype | None
 ) -> Iterator[dict[str, str]]:
     """Our paths by Hugging Face name, in portions of at most `SHARD_BYTES`."""
     shard: dict[str, str] = {}
@@ -503,7 +502,7 @@ def _shards(
     yield shard
 
 
-def _fetch(network: decoder.DecoderConfig, path: str, params: dict, dtype: Any) -> np.ndarray:
+def _fetch(network: DecoderConfig, path: str, params: dict, dtype: Any) -> np.ndarray:
     """One tensor on the host, in Hugging Face's layout."""
     node: Any = params
     for part in path.split("/"):

@@ -209,7 +209,7 @@ class Completer:
         )
         table = stops.stop_table(vocabulary.bytes, vocabulary.ends, self._ended)
         self._drawing = jax.device_put(
-            (mesh_lib.scalars(sampling.SamplingParams, how), table), self._whole
+            (config.traced(sampling.SamplingParams, how), table), self._whole
         )
 
     def __call__(self, rows: Sequence[Sequence[int]], columns: int, key: jax.Array) -> list[Answer]:

@@ -7,53 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from isara_jax.devices import mesh as mesh_lib
 from isara_jax.evaluate import answers
 from isara_jax.formats import weights
 from isara_jax.host import cache_check
-from isara_jax.method import embed, iteration, keys, prompting, train
+from isara_jax.method import iteration, train
 from isara_jax.method.program import Inputs, Program
+from isara_jax.method.start import fine_tune_on_seeds, initial_state
 from isara_jax.method.state import Pool, Report, State
 from isara_jax.models import lora
 from isara_jax.sampler import sampling
 from isara_jax.sampler.decode import Generation
 from isara_jax.text import packing
-
-
-def initial_state(p: Program, inputs: Inputs, seeds: packing.Pairs) -> State:
-    """The state before the first iteration: a fresh trainable, a pool of the seeds."""
-    rows = p.sizes.pool
-    raw = prompting.embed_questions(p, inputs.base, seeds.question.joined)
-    mean = jnp.mean(raw, axis=0)
-
-    def empty(x: jax.Array) -> jax.Array:
-        return jnp.zeros((rows, *x.shape[1:]), x.dtype)
-
-    pool = Pool(
-        pairs=jax.tree.map(empty, seeds),
-        embedding=jnp.zeros((rows, raw.shape[1]), jnp.float32),
-        origin=jnp.zeros(rows, jnp.int32),
-        count=jnp.int32(0),
-        mean=mean,
-    )
-    everything = jnp.ones(p.sizes.n_seeds, bool)
-    pool = pool.append(seeds, embed.centre(raw, mean), everything, jnp.int32(0))
-    trainable = iteration.fresh_trainable(p, inputs)
-    return State(trainable, pool, jnp.int32(0))
-
-
-def fine_tune_on_seeds(p: Program, inputs: Inputs, start: State, steps: jax.Array) -> train.Fit:
-    """The SFT baseline: the same optimiser, on the seeds alone, for a given number of steps."""
-    pool = start.pool
-    ids, lengths, begin = packing.training_sequences(p.template, pool.pairs, p.sizes.sequence)
-    return train.fit(
-        p.trained, inputs.base, start.trainable,
-        train.Sequences(ids, lengths, begin, pool.occupied), p.config.train, inputs.hyper.train,
-        steps, keys.shuffle(inputs.hyper.seed, jnp.int32(0)),
-        p.sizes.answer, p.training.rows, p.mesh,
-    )  # fmt: skip
 
 
 class Executables:
@@ -87,9 +53,10 @@ class Executables:
             )  # fmt: skip
             self._compiled[name] = jitted.lower(*args).compile()
             self.compiles[name] += 1
-            self.seconds += time.monotonic() - began
+            seconds = time.monotonic() - began
+            self.seconds += seconds
             if self.program.progress is not None:
-                self.program.progress.lap("compile")
+                self.program.progress.aside("compile", seconds)
         return self._compiled[name]
 
     def call(self, name: str, function: Callable, *args: Any) -> Any:

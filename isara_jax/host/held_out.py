@@ -87,7 +87,7 @@ class HeldOut:
         self._setup, self._exe, self._questions = setup, exe, questions
         warm = setup.config.evaluation.temperature
         decoding = {
-            suffix: mesh.scalars(
+            suffix: config.traced(
                 sampling.SamplingParams,
                 config.Sampling(temperature=warm if temperature is None else temperature),
             )

@@ -2,9 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from isara_jax import config
+from isara_jax.devices import processes
 from isara_jax.tasks import files
 from isara_jax.tasks.base import Task
 from isara_jax.text import encoding, packing, tokens
@@ -13,6 +17,7 @@ from isara_jax.text import encoding, packing, tokens
 # before anything is drawn; on a real model at most 2 of 192 answers had not ended within it
 # (docs/real_model.md), and where most have not, the run says which field to raise (`advice`).
 _MARGIN = 1.25
+_OUTLIER, _SMALL = 3, 128  # times what nine of ten have; tokens that are no matter
 _TYPICAL_MARGIN = 1.125  # and several demonstrations together than average ones
 _MULTIPLE = 8
 
@@ -62,6 +67,7 @@ def encode(
             (c.question.max_tokens, c.answer.max_tokens), sizes.max(axis=0), strict=True
         )
     ]
+    _tell_of_outliers(c, pairs, sizes)
     overhead = template.overhead(0) + 1  # EOS
     for (question, _), size in zip(pairs, sizes, strict=True):
         for part, name in enumerate(("question", "answer")):
@@ -87,6 +93,22 @@ def encode(
         encoding.padded(rows, template, capacity) for rows in (spelled[:n], spelled[n:])
     )
     return Encoded(c, seeds, held_out, typical)
+
+
+def _tell_of_outliers(
+    c: config.Config, pairs: Sequence[tuple[str, str]], sizes: np.ndarray
+) -> None:
+    """Says once where one text makes everything several times as large as the others need."""
+    fields = (("question", c.question.max_tokens), ("answer", c.answer.max_tokens))
+    for part, (name, asked) in enumerate(fields):
+        longest, most = int(np.argmax(sizes[:, part])), int(np.quantile(sizes[:, part], 0.9))
+        found = int(sizes[longest, part])
+        if not asked and len(pairs) > 1 and found > max(_OUTLIER * most, _SMALL):
+            processes.say_once(
+                f"{_where(c, pairs[longest][0])}: the {name} has {found} tokens, nine of ten have "
+                f"at most {most}; all arrays are as wide as it, so that without it a run takes "
+                "less time and memory"
+            )
 
 
 def _where(c: config.Config, question: str) -> str:

@@ -13,7 +13,8 @@ from isara_jax import config
 from isara_jax.devices import hardware
 from isara_jax.devices import mesh as mesh_lib
 from isara_jax.formats import weights
-from isara_jax.models import decoder, families
+from isara_jax.models import families
+from isara_jax.models.network import DecoderConfig
 
 # Of a device's memory, for weights and what training keeps of them; the rest is for the cache and
 # for activations.
@@ -23,7 +24,7 @@ _TRAINED_BYTES = 20
 
 
 def choose(
-    c: config.Config, network: decoder.DecoderConfig, itemsize: int, devices: Sequence[jax.Device]
+    c: config.Config, network: DecoderConfig, itemsize: int, devices: Sequence[jax.Device]
 ) -> mesh_lib.Shape:
     """The mesh of `config.mesh`, checked; `auto` spreads the batch as far as the memory allows.
 
@@ -60,9 +61,7 @@ def choose(
     return choices[-1]  # the most spread; the compiler says by how much it does not fit
 
 
-def shapes(
-    c: config.Config, network: decoder.DecoderConfig, n_devices: int
-) -> Iterator[mesh_lib.Shape]:
+def shapes(c: config.Config, network: DecoderConfig, n_devices: int) -> Iterator[mesh_lib.Shape]:
     """The meshes over all devices that divide model and batches, the least split weights first."""
     rows = math.gcd(*(config.field(c, name) for name in config.SPREAD))
     most = divisors(network)
@@ -73,7 +72,7 @@ def shapes(
                 yield data, fsdp, model
 
 
-def check(network: decoder.DecoderConfig, shape: mesh_lib.Shape, name: str = "the model") -> None:
+def check(network: DecoderConfig, shape: mesh_lib.Shape, name: str = "the model") -> None:
     """Raises `config.ConfigError` where a mesh does not divide a model of that name."""
     sizes = dict(zip(mesh_lib.AXES, shape, strict=True))
     for axis, most in divisors(network).items():
@@ -85,7 +84,7 @@ def check(network: decoder.DecoderConfig, shape: mesh_lib.Shape, name: str = "th
             )
 
 
-def divisors(network: decoder.DecoderConfig) -> dict[str, int]:
+def divisors(network: DecoderConfig) -> dict[str, int]:
     """The largest number of devices along `fsdp` and `model`; others must divide it.
 
     Every axis that the weight table spreads must divide, but the vocabulary's, which then stays
@@ -101,14 +100,14 @@ def divisors(network: decoder.DecoderConfig) -> dict[str, int]:
     return {axis: math.gcd(*found) for axis, found in sizes.items()}
 
 
-def n_params(network: decoder.DecoderConfig) -> int:
+def n_params(network: DecoderConfig) -> int:
     """Parameters of a model."""
     one, two = (sum(x.size for x in _parameters(network, n).values()) for n in (1, 2))
     return one + (two - one) * (network.n_layers - 1)
 
 
 @functools.cache
-def _parameters(network: decoder.DecoderConfig, layers: int) -> dict[str, jax.ShapeDtypeStruct]:
+def _parameters(network: DecoderConfig, layers: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes by path of the network with so many blocks: all of them take seconds."""
     shallow = dataclasses.replace(network, n_layers=layers)
     return weights.flatten(weights.abstract_params(families.build(shallow)))
@@ -120,7 +119,7 @@ def placed_bytes(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def training_bytes(network: decoder.DecoderConfig, mesh: Mesh) -> float:
+def training_bytes(network: DecoderConfig, mesh: Mesh) -> float:
     """Bytes on one device of what training all weights adds to them."""
     return _TRAINED_BYTES * n_params(network) / (mesh.shape["fsdp"] * mesh.shape["model"])
 
@@ -134,5 +133,5 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _described(network: decoder.DecoderConfig) -> str:
+def _described(network: DecoderConfig) -> str:
     return f"{network.n_heads} heads, width {network.width}, hidden {network.hidden}"

@@ -9,15 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from isara_jax import config
+from isara_jax.config import Config
 from isara_jax.devices import hardware, processes
 from isara_jax.devices import mesh as mesh_lib
 from isara_jax.evaluate import choices, judges, prompts
+from isara_jax.evaluate.choices import Choices
+from isara_jax.evaluate.judges import Loaded, Reading
+from isara_jax.evaluate.prompts import Prompts
 from isara_jax.formats import adapters, pretrained, weights
 from isara_jax.host import fingerprint, lengths, placement
 from isara_jax.method import retrieval, train
 from isara_jax.method.program import Hyper, Inputs, Program, Sizes
 from isara_jax.method.progress import Progress
-from isara_jax.models import decoder, lora, shapes
+from isara_jax.models import lora, shapes
+from isara_jax.models.network import DecoderConfig
 from isara_jax.tasks import domains
 from isara_jax.tasks.base import Task
 from isara_jax.text import packing, stops, tokens
@@ -36,16 +41,15 @@ class Measured(NamedTuple):
     """
 
     held_out: packing.Pairs
-    judges: tuple[judges.Loaded, ...] = ()
-    choices: choices.Choices | None = None
-    prompts: prompts.Prompts | None = None
+    judges: tuple[Loaded, ...]
+    choices: Choices | None
+    prompts: Prompts | None
 
 
 class Setup(NamedTuple):
     """What a run works on: nothing of it changes.
 
     Attributes:
-      config: resolved, lengths included.
       task: the domain.
       base: the base model's folder, network and tokenizer.
       program: the plan, the static part of the computation.
@@ -54,13 +58,17 @@ class Setup(NamedTuple):
       measured: what models are measured by.
     """
 
-    config: config.Config
     task: Task
     base: pretrained.Pretrained
     program: Program
     inputs: Inputs
     seeds: packing.Pairs
     measured: Measured
+
+    @property
+    def config(self) -> Config:
+        """With its lengths."""
+        return self.program.config
 
     @property
     def n_params(self) -> int:
@@ -118,7 +126,6 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
         prompts=prompted and prompted._replace(pairs=place(prompted.pairs)),
     )
     return Setup(
-        config=encoded.config,
         task=task,
         base=base,
         program=program,
@@ -175,7 +182,7 @@ def read_base(c: config.Config) -> pretrained.Pretrained:
 
 def _read_evaluation(
     c: config.Config, task: Task, base: pretrained.Pretrained, template: packing.Template
-) -> tuple[tuple[judges.Reading, ...], choices.Choices | None, prompts.Prompts | None]:
+) -> tuple[tuple[Reading, ...], Choices | None, Prompts | None]:
     """Judges, without their weights, questions with choices, and prompts, on the host."""
     readings, asked, prompted = judges.read(c.evaluation), None, None
     limit = base.network.max_length
@@ -207,7 +214,7 @@ def _program(
     )
 
 
-def _with_mesh(c: config.Config, network: decoder.DecoderConfig) -> config.Config:
+def _with_mesh(c: config.Config, network: DecoderConfig) -> config.Config:
     """The configuration with the mesh that suits the model and the devices there are."""
     devices = jax.devices()
     itemsize = jnp.dtype(pretrained.choose_dtype(c.model.dtype, devices[0])).itemsize
@@ -243,7 +250,7 @@ def _inputs(
     )
 
 
-def _initial_adapter(c: config.Config, network: decoder.DecoderConfig) -> lora.Trainable | None:
+def _initial_adapter(c: config.Config, network: DecoderConfig) -> lora.Trainable | None:
     """The adapter that training starts from, on the host."""
     if not lora.target_shapes(network, c.train.lora):
         raise config.ConfigError(
@@ -288,7 +295,7 @@ def _check_prompts(p: Program) -> None:
     stages = (("question", c.question, 0), ("answer", c.answer, c.question.max_tokens))
     for name, stage, question in stages:
         prompt = p.sizes.prompt(stage.k, stage.prompt_tokens, stage.max_tokens, question)
-        tail = p.template.overhead(0) + question
+        tail = p.sizes.around + question
         if prompt + stage.max_tokens > limit or prompt < tail:
             raise config.ConfigError(
                 f"config.{name}: a prompt of {prompt} tokens and {stage.max_tokens} new ones do "

@@ -12,18 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from isara_jax.method import accept, keys, prompting, train
+from isara_jax.method import accept, keys, prompting, start, train
 from isara_jax.method.program import Inputs, Program
 from isara_jax.method.state import Pool, Report, State
 from isara_jax.models import lora
 from isara_jax.sampler import decode, spelling
 from isara_jax.text import packing, stops, tokens
-
-
-def _settled(
-    p: Program, place: tokens.Place, ended: tuple[stops.Stop, ...], drawn: decode.Generation
-) -> spelling.Written:
-    return spelling.settled(p.vocabulary, p.template, p.mesh, place, ended, drawn)
 
 
 def write_questions(p: Program, inputs: Inputs, state: State) -> tuple[spelling.Written, jax.Array]:
@@ -34,7 +28,7 @@ def write_questions(p: Program, inputs: Inputs, state: State) -> tuple[spelling.
         p.variables(inputs.base, state.trainable), prompts,
         keys.questions(inputs.hyper.seed, state.step), inputs.hyper.question, inputs.question_stops,
     )  # fmt: skip
-    written = _settled(p, tokens.IN_QUESTION, stops.QUESTION_STOPS, generation)
+    written = p.settled(tokens.IN_QUESTION, stops.QUESTION_STOPS, generation)
     return written, jnp.sum(prompts.lengths)
 
 
@@ -66,7 +60,7 @@ def answer_questions(
         inputs.hyper.answer,
         inputs.answer_stops,
     )
-    answer = _settled(p, tokens.IN_ANSWER, stops.ANSWER_STOPS, drawn)
+    answer = p.settled(tokens.IN_ANSWER, stops.ANSWER_STOPS, drawn)
     return Answered(answer, embedding, chosen, jnp.sum(prompts.lengths))
 
 
@@ -94,21 +88,12 @@ def fine_tune(
     ids, lengths, begin = packing.training_sequences(p.template, pool.pairs, p.sizes.sequence)
     sequences = train.Sequences(ids, lengths, begin, pool.occupied & (generated | seeds))
     if c.init == "base":
-        trainable = fresh_trainable(p, inputs)
+        trainable = start.fresh_trainable(p, inputs)
     return train.fit(
         p.trained, inputs.base, trainable, sequences, c, inputs.hyper.train,
         train.steps_for(sequences, c, inputs.hyper.train),
         keys.shuffle(inputs.hyper.seed, step), p.sizes.answer, p.training.rows, p.mesh,
     )  # fmt: skip
-
-
-def fresh_trainable(p: Program, inputs: Inputs) -> lora.Trainable:
-    """Where training starts: a copy of the weights, a given adapter, or one without effect."""
-    if p.config.train.trainable == "full":
-        return jax.tree.map(lambda x: x.astype(jnp.float32), inputs.base)
-    if inputs.initial is not None:
-        return inputs.initial
-    return lora.init(p.model.config, p.config.train.lora, keys.adapter(inputs.hyper.seed))
 
 
 Stage = Callable[..., Any]

@@ -1,17 +1,20 @@
-"""Every stream of random numbers of a run, in one place, numbered as it always was.
+"""Every stream of random numbers that a run draws on the devices, numbered as it always was.
 
     key(seed)
-     ├─ step: 0, 1, ... of an iteration; EVALUATION for what is measured
+     ├─ step 0, 1, ...: an iteration
      │   ├─ 0  questions
      │   │   ├─ 0  the demonstrations of each request
      │   │   └─ 1  their texts: a request, then a position (`sampling.row_keys`)
-     │   ├─ 1  answers: a request, then a position; those to held-out questions at number 0
+     │   ├─ 1  answers: a request, then a position
      │   └─ 4  the order of each pass over the data (`train.fit`)
+     ├─ step EVALUATION
+     │   └─ 0  answers to held-out questions: a request, then a position
      └─ index of a matrix: a fresh adapter's (`lora.init`)
 
-Two coincide: a fresh adapter's matrix i is drawn with the key that iteration i's streams come from,
-and the SFT baseline shuffles as the first iteration does. Both are kept until figures are measured
-anew: nothing that is drawn from the one is drawn from the other in the same way.
+Two coincide, until figures are measured anew: a fresh adapter's matrix i is drawn with the key that
+iteration i's streams come from; and the SFT baseline orders its passes by the very noise of the
+first iteration, of which only the seeds' rows count. The host draws with `random.Random`: seeds and
+held-out items (`tasks`), prompts (`evaluate.prompts`).
 """
 
 import jax

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from isara_jax import config
 from isara_jax.config import Config
 from isara_jax.devices import mesh as mesh_lib
 from isara_jax.method import accept, train
 from isara_jax.method.progress import Progress
 from isara_jax.models import attention, decoder, lora
-from isara_jax.sampler import decode, sampling, scheduling
+from isara_jax.sampler import decode, sampling, scheduling, spelling
 from isara_jax.text import encoding, packing, stops, tokens
 
 
@@ -55,12 +56,12 @@ class Sizes:
     ) -> "Sizes":
         """Sizes under a configuration with its lengths."""
         q, a = c.question.max_tokens, c.answer.max_tokens
-        around = len(template.bos) + len(template.start) + template.to_answer + 1
+        headers = len(template.bos) + len(template.start) + template.to_answer
         return cls(
             n_seeds=n_seeds,
             pool=n_seeds + c.iterations * c.samples_per_iteration,
             pair=q + a + template.pair,
-            sequence=encoding.round_up(q + around + a, attention.STREAM_BLOCKS),
+            sequence=encoding.round_up(q + headers + a + 1, attention.STREAM_BLOCKS),
             answer=a + 1,
             typical_pair=typical_pair,
             around=template.overhead(0),
@@ -90,7 +91,7 @@ class Program:
       vocabulary: the tokenizer; None where programs cannot call the host.
       template: the fixed ids of prompts.
       mesh: the devices.
-      sizes: of arrays.
+      sizes: of arrays; they follow from `config`.
       training: how a batch is trained in the memory there is.
       progress: told on the host of stages, or None.
     """
@@ -109,6 +110,11 @@ class Program:
         """The network as it is trained."""
         return self.model.clone(remat=self.training.remat)
 
+    @property
+    def merged(self) -> bool:
+        """Whether samplers hold the adapter in the weights."""
+        return mesh_lib.on_cpu(self.mesh) and self.model.dtype == jnp.float32
+
     def variables(self, base: dict, trainable: lora.Trainable | None) -> dict:
         """The network's variables for sampling, with an adapter (None: without).
 
@@ -117,10 +123,11 @@ class Program:
         """
         return lora.variables(base, trainable, self.config.train, merged=self.merged)
 
-    @property
-    def merged(self) -> bool:
-        """Whether samplers hold the adapter in the weights."""
-        return mesh_lib.on_cpu(self.mesh) and self.model.dtype == jnp.float32
+    def settled(
+        self, place: tokens.Place, ended: tuple[stops.Stop, ...], drawn: decode.Generation
+    ) -> spelling.Written:
+        """What was drawn in the tokenizer's own spelling (`spelling.settled`)."""
+        return spelling.settled(self.vocabulary, self.template, self.mesh, place, ended, drawn)
 
     def sampler(self, max_tokens: int, stage: str | None = None) -> decode.Sampler:
         """A sampler; `stage` is what the host counts its requests under, if it does."""
@@ -146,14 +153,14 @@ class Hyper(NamedTuple):
     train: train.TrainParams
 
     @classmethod
-    def of(cls, config: Config) -> "Hyper":
+    def of(cls, c: Config) -> "Hyper":
         """Host scalars, to be placed by the caller."""
         return cls(
-            np.uint32(config.seed),
-            mesh_lib.scalars(sampling.SamplingParams, config.question.sampling),
-            mesh_lib.scalars(sampling.SamplingParams, config.answer.sampling),
-            mesh_lib.scalars(accept.FilterParams, config.filters),
-            mesh_lib.scalars(train.TrainParams, config.train),
+            np.uint32(c.seed),
+            config.traced(sampling.SamplingParams, c.question.sampling),
+            config.traced(sampling.SamplingParams, c.answer.sampling),
+            config.traced(accept.FilterParams, c.filters),
+            config.traced(train.TrainParams, c.train),
         )
 
 

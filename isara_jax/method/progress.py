@@ -58,6 +58,12 @@ class Progress:
         with self._lock:
             self._book(name, time.monotonic())
 
+    def aside(self, name: str, seconds: float) -> None:
+        """Books seconds that have just passed under `name`, not under the stage they fell into."""
+        with self._lock:
+            self._since += seconds
+            self.seconds[name] += seconds
+
     def _book(self, name: str, now: float) -> float:
         taken = max(now - self._since, 0.0)
         self._since += taken

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from isara_jax.method import embed, keys, retrieval
 from isara_jax.method.program import Inputs, Program
 from isara_jax.method.state import Pool, State
-from isara_jax.sampler import decode, sampling, spelling
+from isara_jax.sampler import decode, sampling
 from isara_jax.text import packing, stops, tokens
 
 
@@ -41,8 +41,7 @@ def questions_alone(p: Program, pairs: packing.Pairs) -> packing.Part:
     bare = pairs.question.bare
     unfinished = jnp.full_like(bare.lengths, stops.UNFINISHED)
     as_drawn = decode.Generation(*bare, unfinished, score=None, drawn=None)
-    written = spelling.settled(p.vocabulary, p.template, p.mesh, tokens.ALONE, (), as_drawn)
-    return written.text.joined
+    return p.settled(tokens.ALONE, (), as_drawn).text.joined
 
 
 def question_prompts(p: Program, inputs: Inputs, state: State) -> packing.Prompts:

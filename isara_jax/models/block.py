@@ -1,17 +1,16 @@
 """A block of the decoder stack, built of what a family's configuration says."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 
 from isara_jax.models import attention, layers
+from isara_jax.models.network import DecoderConfig
 
 
 class Attention(nn.Module):
     """Self-attention over a chunk or a stream, or of one token over a cache."""
 
-    config: Any
+    config: DecoderConfig
     how: attention.Settings
 
     @nn.compact
@@ -41,11 +40,11 @@ class Block(nn.Module):
     """Attention and MLP with residual connections, normed before or after.
 
     Attributes:
-      config: a `decoder.DecoderConfig`.
+      config: the network.
       how: attention is computed.
     """
 
-    config: Any
+    config: DecoderConfig
     how: attention.Settings
 
     @nn.compact

@@ -1,87 +1,21 @@
-"""What the families share: the decoder stack, its heads, and the rows of a weight table.
+"""What the families share: the decoder stack and its heads.
 
 Collections: `params` (base weights), `lora` (adapter, may be absent).
 """
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from isara_jax.devices import mesh as mesh_lib
 from isara_jax.models import attention, layers
 from isara_jax.models.block import Block
-from isara_jax.models.rope import Rope
+from isara_jax.models.network import DecoderConfig
 
 Cache = tuple[attention.LayerCache, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """The fields every family has.
-
-    Attributes:
-      vocab_size: V, rows of the embedding.
-      width: D, of the residual stream.
-      hidden: F, of the MLPs.
-      n_layers: blocks.
-      n_heads, n_kv_heads, head_size: H, K and h of the attention.
-      max_length: positions.
-      activation: of the MLPs, a name of `layers.ACTIVATIONS`.
-      tied: the language-model head is the embedding.
-      attention_bias: of the projections around attention.
-      pre_norm: norms stand before attention and MLP, not after.
-      rope: how queries and keys are turned; None where they are not.
-      n_labels: outputs of a judging head, which then stands in place of the language-model head; 0
-        for a language model.
-      label_bias: the judging head has a bias.
-    """
-
-    vocab_size: int
-    width: int
-    hidden: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_size: int
-    max_length: int
-    activation: str
-    tied: bool = False
-    attention_bias: bool = False
-    pre_norm: bool = True
-    rope: Rope | None = None
-    n_labels: int = 0
-    label_bias: bool = False
-
-    @property
-    def embedding_width(self) -> int:
-        """E, of token embeddings and of what the heads read."""
-        return self.width
-
-    def norm(self, name: str | None = None) -> nn.Module:
-        """A norm of a block, or the last one."""
-        raise NotImplementedError
-
-    def mlp(self, name: str) -> nn.Module:
-        """The MLP of a block."""
-        raise NotImplementedError
-
-    @property
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of each linear layer of a block, by its path in the block."""
-        attention, keys = self.n_heads * self.head_size, self.n_kv_heads * self.head_size
-        return {
-            "attention/q": (self.width, attention),
-            "attention/k": (self.width, keys),
-            "attention/v": (self.width, keys),
-            "attention/o": (attention, self.width),
-            "mlp/up": (self.width, self.hidden),
-            "mlp/down": (self.hidden, self.width),
-        }
 
 
 class Decoder(nn.Module):
@@ -97,7 +31,7 @@ class Decoder(nn.Module):
         decoding step these stay where they are, and what they make of their share of D is added up.
     """
 
-    config: Any
+    config: DecoderConfig
     dtype: Any = jnp.float32
     remat: bool = False
     how: attention.Settings = attention.Settings()
@@ -184,63 +118,3 @@ class Decoder(nn.Module):
         """
         hidden = self(tokens)[0]
         return self.scores(hidden) if self.config.n_labels else self.logits(hidden)
-
-
-# Sizes by the names that HF's configs share, and by ours.
-SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "width",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "max_position_embeddings": "max_length",
-}
-
-
-class Row(NamedTuple):
-    """One kind of tensor: its Hugging Face name, our path, whether HF stores it transposed.
-
-    `{i}` stands for the layer's index. `spec` shards our layout over the mesh.
-    """
-
-    theirs: str
-    ours: str
-    transposed: bool
-    spec: P
-
-
-IN, OUT = P("fsdp", "model"), P("model", "fsdp")
-
-
-def linear(theirs: str, ours: str, spec: P = IN) -> tuple[Row, Row]:
-    """A linear layer: HF keeps `[out, in]`, we keep `[in, out]`; the bias follows the outputs."""
-    return (
-        Row(f"{theirs}.weight", f"{ours}/kernel", True, spec),
-        Row(f"{theirs}.bias", f"{ours}/bias", False, P(spec[1])),
-    )
-
-
-def attention_rows(theirs: str, out: str) -> tuple[Row, ...]:
-    """The projections of a block's attention; HF names the last one in different ways."""
-    names = (("q_proj", "q", IN), ("k_proj", "k", IN), ("v_proj", "v", IN), (out, "o", OUT))
-    return tuple(
-        row
-        for hf, ours, spec in names
-        for row in linear(f"{theirs}.{hf}", f"layers_{{i}}/attention/{ours}", spec)
-    )
-
-
-def norm(theirs: str, ours: str) -> tuple[Row, Row]:
-    """A norm, on every device whole."""
-    return (
-        Row(f"{theirs}.weight", f"{ours}/scale", False, P()),
-        Row(f"{theirs}.bias", f"{ours}/bias", False, P()),
-    )
-
-
-def heads(embedding: str) -> tuple[Row, ...]:
-    """Token embedding (`embedding` is its HF module) and heads; a judge's few labels stay whole."""
-    return (
-        Row(f"{embedding}.weight", "embed/embedding", False, P("model", "fsdp")),
-        Row("lm_head.weight", "head/kernel", True, IN),
-        *linear("score", "score", P("fsdp", None)),
-    )

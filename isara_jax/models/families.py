@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from isara_jax.models import llama, opt
-from isara_jax.models.decoder import Decoder, DecoderConfig, Row
+from isara_jax.models.decoder import Decoder
+from isara_jax.models.network import DecoderConfig
+from isara_jax.models.weight_table import Row
 
 
 class Family(NamedTuple):

@@ -5,20 +5,20 @@ from typing import Any
 
 import jax
 
-from isara_jax.models import decoder, layers
+from isara_jax.models import decoder, layers, weight_table
 from isara_jax.models import rope as rope_lib
 from isara_jax.models.fields import Fields
+from isara_jax.models.network import DecoderConfig, size_names
 from isara_jax.models.rope import Rope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LlamaConfig(decoder.DecoderConfig):
+class LlamaConfig(DecoderConfig):
     """LLaMA 1 to 3.2, and what shares its architecture by config."""
 
     activation: str = "silu"
     norm_eps: float = 1e-6
     rope: Rope = Rope()
-    mlp_bias: bool = False
 
     def norm(self, name: str | None = None) -> layers.RMSNorm:
         return layers.RMSNorm(self.norm_eps, name=name)
@@ -31,7 +31,7 @@ class LlamaConfig(decoder.DecoderConfig):
         return super().linear_shapes | {"mlp/gate": (self.width, self.hidden)}
 
 
-_SIZES = decoder.SIZES | {"intermediate_size": "hidden"}
+_SIZES = size_names("intermediate_size")
 _FLAGS = {
     "tie_word_embeddings": "tied",
     "attention_bias": "attention_bias",
@@ -107,12 +107,12 @@ class Llama(decoder.Decoder):
 
 _LAYER = "model.layers.{i}"
 TABLE = (
-    *decoder.heads("model.embed_tokens"),
-    *decoder.norm("model.norm", "norm"),
-    *decoder.norm(f"{_LAYER}.input_layernorm", "layers_{i}/attention_norm"),
-    *decoder.norm(f"{_LAYER}.post_attention_layernorm", "layers_{i}/mlp_norm"),
-    *decoder.attention_rows(f"{_LAYER}.self_attn", "o_proj"),
-    *decoder.linear(f"{_LAYER}.mlp.gate_proj", "layers_{i}/mlp/gate"),
-    *decoder.linear(f"{_LAYER}.mlp.up_proj", "layers_{i}/mlp/up"),
-    *decoder.linear(f"{_LAYER}.mlp.down_proj", "layers_{i}/mlp/down", decoder.OUT),
+    *weight_table.heads("model.embed_tokens"),
+    *weight_table.norm("model.norm", "norm"),
+    *weight_table.norm(f"{_LAYER}.input_layernorm", "layers_{i}/attention_norm"),
+    *weight_table.norm(f"{_LAYER}.post_attention_layernorm", "layers_{i}/mlp_norm"),
+    *weight_table.attention_rows(f"{_LAYER}.self_attn", "o_proj"),
+    *weight_table.linear(f"{_LAYER}.mlp.gate_proj", "layers_{i}/mlp/gate"),
+    *weight_table.linear(f"{_LAYER}.mlp.up_proj", "layers_{i}/mlp/up"),
+    *weight_table.linear(f"{_LAYER}.mlp.down_proj", "layers_{i}/mlp/down", weight_table.OUT),
 )

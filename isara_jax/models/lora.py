@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from isara_jax import config
-from isara_jax.models import decoder
+from isara_jax.models.network import DecoderConfig
 
 Trainable = dict[str, Any]
 """What is updated: an adapter, or (full fine-tuning) a whole parameter tree. Always f32."""
 
 
 def target_shapes(
-    network: decoder.DecoderConfig, lora: config.Lora
+    network: DecoderConfig, lora: config.Lora
 ) -> dict[tuple[str, str, str], tuple[int, int]]:
     """(inputs, outputs) of each adapted layer, by its path (`layers_i`, `attention`, `q`)."""
     return {
@@ -27,7 +27,7 @@ def target_shapes(
     }
 
 
-def init(network: decoder.DecoderConfig, lora: config.Lora, key: jax.Array) -> Trainable:
+def init(network: DecoderConfig, lora: config.Lora, key: jax.Array) -> Trainable:
     """A fresh adapter: a as PEFT draws it (Kaiming uniform, a = sqrt 5), b zero.
 
     Returns:

@@ -11,21 +11,21 @@ import flax.linen as nn
 import jax
 from jax.sharding import PartitionSpec as P
 
-from isara_jax.models import decoder, layers
+from isara_jax.models import decoder, layers, weight_table
 from isara_jax.models.fields import Fields
+from isara_jax.models.network import DecoderConfig, size_names
 
 # HF's table of positions begins with two rows that right-padded text never reads.
 POSITION_OFFSET = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptConfig(decoder.DecoderConfig):
+class OptConfig(DecoderConfig):
     """OPT 125m to 66b, and what shares its architecture by config.
 
     Attributes:
       narrow_width: E where token embeddings are projected to D and back; 0 where E is D.
       final_norm: there is one after the last block.
-      attention_bias: of all linear layers of the blocks.
       affine_norm: norms have scale and bias.
     """
 
@@ -34,20 +34,21 @@ class OptConfig(decoder.DecoderConfig):
     narrow_width: int = 0
     final_norm: bool = True
     attention_bias: bool = True
+    mlp_bias: bool = True
     affine_norm: bool = True
 
     def norm(self, name: str | None = None) -> layers.LayerNorm:
         return layers.LayerNorm(self.affine_norm, name=name)
 
     def mlp(self, name: str) -> layers.MLP:
-        return layers.MLP(self.hidden, self.activation, self.attention_bias, name=name)
+        return layers.MLP(self.hidden, self.activation, self.mlp_bias, name=name)
 
     @property
     def embedding_width(self) -> int:
         return self.narrow_width or self.width
 
 
-_SIZES = decoder.SIZES | {"ffn_dim": "hidden"}
+_SIZES = size_names("ffn_dim")
 _FLAGS = {
     "tie_word_embeddings": "tied",
     "do_layer_norm_before": "pre_norm",
@@ -83,6 +84,7 @@ def from_hf(values: dict[str, Any], source: str) -> OptConfig:
         head_size=width // heads,
         activation=fields.activation("activation_function", "relu"),
         narrow_width=0 if embedding_width == width else embedding_width,
+        mlp_bias=flags["attention_bias"],
         final_norm=flags["pre_norm"] and not no_final_norm,
         **fields.labels(),
     )
@@ -135,14 +137,16 @@ class Opt(decoder.Decoder):
 _STACK = "model.decoder"
 _LAYER = f"{_STACK}.layers.{{i}}"
 TABLE = (
-    *decoder.heads(f"{_STACK}.embed_tokens"),
-    decoder.Row(f"{_STACK}.embed_positions.weight", "positions/embedding", False, P(None, "fsdp")),
-    *decoder.linear(f"{_STACK}.project_in", "project_in"),
-    *decoder.linear(f"{_STACK}.project_out", "project_out", decoder.OUT),
-    *decoder.norm(f"{_STACK}.final_layer_norm", "norm"),
-    *decoder.norm(f"{_LAYER}.self_attn_layer_norm", "layers_{i}/attention_norm"),
-    *decoder.norm(f"{_LAYER}.final_layer_norm", "layers_{i}/mlp_norm"),
-    *decoder.attention_rows(f"{_LAYER}.self_attn", "out_proj"),
-    *decoder.linear(f"{_LAYER}.fc1", "layers_{i}/mlp/up"),
-    *decoder.linear(f"{_LAYER}.fc2", "layers_{i}/mlp/down", decoder.OUT),
+    *weight_table.heads(f"{_STACK}.embed_tokens"),
+    weight_table.Row(
+        f"{_STACK}.embed_positions.weight", "positions/embedding", False, P(None, "fsdp")
+    ),
+    *weight_table.linear(f"{_STACK}.project_in", "project_in"),
+    *weight_table.linear(f"{_STACK}.project_out", "project_out", weight_table.OUT),
+    *weight_table.norm(f"{_STACK}.final_layer_norm", "norm"),
+    *weight_table.norm(f"{_LAYER}.self_attn_layer_norm", "layers_{i}/attention_norm"),
+    *weight_table.norm(f"{_LAYER}.final_layer_norm", "layers_{i}/mlp_norm"),
+    *weight_table.attention_rows(f"{_LAYER}.self_attn", "out_proj"),
+    *weight_table.linear(f"{_LAYER}.fc1", "layers_{i}/mlp/up"),
+    *weight_table.linear(f"{_LAYER}.fc2", "layers_{i}/mlp/down", weight_table.OUT),
 )

@@ -1,7 +1,7 @@
 """Published networks by name, for plans and benchmarks: shapes without weights."""
 
-from isara_jax.models.decoder import DecoderConfig
 from isara_jax.models.llama import LlamaConfig
+from isara_jax.models.network import DecoderConfig
 from isara_jax.models.opt import OptConfig
 from isara_jax.models.rope import Rope
 

@@ -20,8 +20,10 @@ from isara_jax.evaluate import judges
 from isara_jax.formats import pretrained, weights
 from isara_jax.host import executables, lengths, placement, setup
 from isara_jax.method.program import Hyper, Inputs, Program, Sizes
+from isara_jax.method.start import initial_state
 from isara_jax.method.state import State
 from isara_jax.models import decoder, lora, shapes
+from isara_jax.models.network import DecoderConfig
 from isara_jax.text import encoding, packing, stops, tokens
 
 
@@ -36,11 +38,11 @@ class Base(NamedTuple):
       judges: the networks that judge answers, which lie beside it.
     """
 
-    network: decoder.DecoderConfig
+    network: DecoderConfig
     template: packing.Template
     vocabulary: tokens.Vocabulary
     typical_pair: int = 0
-    judges: tuple[decoder.DecoderConfig, ...] = ()
+    judges: tuple[DecoderConfig, ...] = ()
 
 
 class Blueprint(NamedTuple):
@@ -93,7 +95,7 @@ def read(c: config.Config, data_dir: pathlib.Path) -> tuple[config.Config, Base]
     return c, of_shape(network)._replace(judges=judging)
 
 
-def of_shape(network: decoder.DecoderConfig) -> Base:
+def of_shape(network: DecoderConfig) -> Base:
     """A network under a stand-in for its tokenizer, with a template as long as real ones."""
     template = packing.Template((1,), 2, (3, 4, 5), to_answer=3, to_question=5)
     return Base(
@@ -171,7 +173,7 @@ def _state(program: Program, inputs: Inputs) -> State:
             for width, seam in zip(widths, seams, strict=True)
         )
     )
-    begin = functools.partial(executables.initial_state, program)
+    begin = functools.partial(initial_state, program)
     state = jax.eval_shape(begin, inputs, placed(seeds, mesh_lib.replicated(program.mesh)))
     where = executables.Executables(program, inputs).placed(state)
     return jax.tree.map(placed, state, where)

@@ -79,7 +79,7 @@ def gate(domain: str, shots: int, data_dir: pathlib.Path) -> dict[str, dict[str,
 
     table = {}
     for name, temperature in (("greedy", 0.0), ("T=1", 1.0)):
-        params = mesh.scalars(sampling.SamplingParams, config.Sampling(temperature=temperature))
+        params = config.traced(sampling.SamplingParams, config.Sampling(temperature=temperature))
         for shot in (0, shots):
             found = _aligned(s, jax.device_get(exe.answer(start.trainable, held_out, params, shot)))
             table[f"{f'{shot} nearest' if shot else 'zero-shot'} {name}"] = found

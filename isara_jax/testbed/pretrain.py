@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Sequence
 
 from isara_jax.shell import command  # isort: skip, sets the environment of what follows
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +27,7 @@ from isara_jax.devices import mesh
 from isara_jax.files import storage
 from isara_jax.formats import pretrained, weights
 from isara_jax.models import decoder, families, llama, opt
+from isara_jax.models.network import DecoderConfig
 from isara_jax.tasks import personas
 from isara_jax.text import tokens as tokens_lib
 
@@ -124,7 +124,7 @@ def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
     )
 
 
-def train(tokenizer: Tokenizer, config: decoder.DecoderConfig, seed: int) -> Iterator[tuple]:
+def train(tokenizer: Tokenizer, config: DecoderConfig, seed: int) -> Iterator[tuple]:
     """Trains and yields (step, tokens, loss, params) every 50 steps."""
     model = families.build(config)
     total = _SHORT.value + _LONG.value
@@ -153,9 +153,7 @@ def train(tokenizer: Tokenizer, config: decoder.DecoderConfig, seed: int) -> Ite
             recent = []
 
 
-def save(
-    output: pathlib.Path, config: decoder.DecoderConfig, params: dict, tokenizer: Tokenizer
-) -> None:
+def save(output: pathlib.Path, config: DecoderConfig, params: dict, tokenizer: Tokenizer) -> None:
     """Writes a Hugging Face directory that `transformers` and `pretrained` read."""
     weights.save(output, config, params)
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

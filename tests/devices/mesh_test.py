@@ -29,7 +29,8 @@ def test_rows_are_mapped_in_portions():
 
 SPREAD = """
 import jax, numpy as np
-from isara_jax import config, mesh
+from isara_jax import config
+from isara_jax.devices import mesh
 weight, flops = np.ones((64, 4096), np.float32), {}
 for n in (1, 4):
     devices = mesh.make((n, 1, 1))

@@ -155,7 +155,8 @@ def test_two_processes_continue_what_one_began_and_one_what_two_did(model, tmp_p
 
 FAILS = """
 import os, signal, sys, time
-from isara_jax import config, processes
+from isara_jax import config
+from isara_jax.devices import processes
 coordinator, number, n, how, *who = sys.argv[1:]
 with processes.joined(coordinator, int(n), int(number)):
     if number in who and how == "killed":
@@ -188,7 +189,8 @@ def test_all_end_with_the_first_that_fails(how, who, said):
 
 DIFFERS = """
 import pathlib, sys
-from isara_jax import config, processes
+from isara_jax import config
+from isara_jax.devices import processes
 coordinator, number, folder = sys.argv[1:]
 processes._SHARED_SECONDS = 1
 with processes.joined(coordinator, 2, int(number)):

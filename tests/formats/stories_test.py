@@ -35,7 +35,7 @@ def test_greedy_text_is_the_published_one(loaded):
     never = stops.stop_table(vocabulary.bytes, (vocabulary.eos,), ())
     sampler = decode.Sampler(model, 1, 1, 200, 1, devices)
     prompt = packing.Prompts(jnp.asarray([[1]]), jnp.asarray([1]))
-    greedy = mesh.scalars(sampling.SamplingParams, config.Sampling(temperature=0.0))
+    greedy = config.traced(sampling.SamplingParams, config.Sampling(temperature=0.0))
     got = jax.jit(lambda p: decode.generate(sampler, {"params": p}, prompt, jax.random.key(0),
                                             greedy, never))(params)  # fmt: skip
     n = int(got.lengths[0])

@@ -70,3 +70,18 @@ def test_a_pair_longer_than_the_model_is_named_by_line(vocabulary, tmp_path):
     pairs = [("How?", "So."), ("Why?", "word " * 200)]
     with pytest.raises(config.ConfigError, match=r"seeds.jsonl:3: the pair .* model's 128 pos"):
         encode(vocabulary, own(tmp_path, pairs), pairs, limit=128)
+
+
+def test_one_text_that_makes_all_the_others_wide_is_told(vocabulary, tmp_path, capfd):
+    """Arrays are as wide as the longest text: memory and time follow from one seed of 64."""
+    pairs = [(f"What is {i}?", "A number.") for i in range(20)]
+    encode(vocabulary, own(tmp_path, pairs), pairs)
+    assert capfd.readouterr().err == ""
+    pairs[3] = ("What is this? " * 60 + "Why?", "A number.")
+    c = own(tmp_path, pairs)
+    encode(vocabulary, c, pairs, limit=4096)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"{c.task.seeds}:5: the question has " in line and "nine of ten have at most" in line
+    asked = dataclasses.replace(c, question=dataclasses.replace(c.question, max_tokens=1024))
+    encode(vocabulary, asked, pairs, limit=4096)
+    assert capfd.readouterr().err == ""  # who gives a length knows it

@@ -7,7 +7,6 @@ import pytest
 from rouge_score import rouge_scorer
 
 from isara_jax import config
-from isara_jax.devices import mesh
 from isara_jax.method import accept
 from isara_jax.sampler import decode, spelling
 from isara_jax.text import packing, stops
@@ -140,7 +139,7 @@ def reasons(samples, earlier=None, **filters):
         ),
         jnp.asarray(columns["known"], jnp.float32),
         (jnp.asarray(rows, jnp.int32), jnp.asarray(scores, jnp.float32)),
-        mesh.scalars(accept.FilterParams, config.Filters(**filters)),
+        config.traced(accept.FilterParams, config.Filters(**filters)),
     )
     return [accept.REASONS[i] for i in np.asarray(found)]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from isara_jax import config
+from isara_jax.devices import compilation_cache
 from isara_jax.evaluate import answers
-from isara_jax.files import compilation_cache
 from isara_jax.host import run, setup
 from isara_jax.host.executables import Executables
 from isara_jax.method import accept, iteration, prompting

@@ -22,6 +22,18 @@ def test_stages_are_booked_in_order_whatever_the_runtime_does(capsys):
     assert "questions" in capsys.readouterr().out
 
 
+def test_compiling_takes_nothing_of_the_stage_it_falls_into(monkeypatch):
+    """Nor the stage's time: where answers are compiled and drawn, both would be compilation."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    p = progress.Progress()
+    now[0] += 8
+    p.aside("compile", 3)
+    now[0] += 2
+    p.lap("evaluation")
+    assert dict(p.seconds) == {"compile": 3, "evaluation": 7}
+
+
 def test_a_terminal_sees_one_line_of_progress(capsys, monkeypatch):
     """A counter replaces itself and leaves no remains; a file gets no counters."""
     p = progress.Progress()

@@ -142,7 +142,7 @@ def fit(model, params, start, settings, steps=STEPS, sequences=None, rows=3):
     sequences = jax.tree.map(jnp.asarray, sequences or some_sequences())
     fitted = jax.jit(train.fit, static_argnames=("model", "train", "span", "rows", "mesh"))
     return fitted(
-        model, params, start, sequences, settings, mesh_lib.scalars(train.TrainParams, settings),
+        model, params, start, sequences, settings, config.traced(train.TrainParams, settings),
         jnp.int32(steps), jax.random.key(0), span=SPAN, rows=rows,
         mesh=mesh_lib.make(),
     )  # fmt: skip
@@ -295,7 +295,7 @@ def test_no_steps_change_nothing():
     model, params = tiny.ported(tiny.torch_llama(**NETWORK))
     none = some_sequences()._replace(valid=np.zeros(6, bool))
     start = random_adapter(model.config, SETTINGS.lora)
-    steps = train.steps_for(none, SETTINGS, mesh_lib.scalars(train.TrainParams, SETTINGS))
+    steps = train.steps_for(none, SETTINGS, config.traced(train.TrainParams, SETTINGS))
     fitted = fit(model, params, start, SETTINGS, int(steps), none)
     assert int(steps) == int(fitted.tokens) == 0
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), fitted.trainable, start))
@@ -305,7 +305,7 @@ def test_no_steps_change_nothing():
 def test_steps_cover_the_valid_sequences(valid, epochs, expected):
     """An epoch is as many batches as hold every valid sequence, the last one perhaps part empty."""
     sequences = train.Sequences(None, None, None, jnp.arange(40) < valid)
-    params = mesh_lib.scalars(train.TrainParams, dataclasses.replace(SETTINGS, epochs=epochs))
+    params = config.traced(train.TrainParams, dataclasses.replace(SETTINGS, epochs=epochs))
     assert int(train.steps_for(sequences, SETTINGS, params)) == expected
 
 
@@ -334,7 +334,7 @@ def test_every_epoch_reads_each_sequence_once():
 def test_schedule_is_the_formula(warmup):
     """Warm-up and cosine as by hand for every number of steps, and never above the peak."""
     settings = dataclasses.replace(SETTINGS, warmup=warmup)
-    params, schedule = mesh_lib.scalars(train.TrainParams, settings), jax.jit(train.learning_rate)
+    params, schedule = config.traced(train.TrainParams, settings), jax.jit(train.learning_rate)
     for total in (1, 2, 3, 10, 34, 50, 101):
         steps = jnp.arange(total)
         found = np.asarray(jax.vmap(schedule, (None, 0, None))(params, steps, jnp.int32(total)))

@@ -56,7 +56,7 @@ def check_step_on_a_cpu():
 
 def test_a_step_on_a_cpu_copies_no_cache():
     """Temporaries stay below 5 % of the cache, and no layer's keys or values are moved."""
-    _apart("-c", "from tests.host import compiled_test; compiled_test.check_step_on_a_cpu()")
+    _apart("-c", "from tests.planning import compiled_test; compiled_test.check_step_on_a_cpu()")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_no_device_is_sent_the_cache_of_others():
     """Weights and activations cross the mesh, keys and values in the cache never do."""
     if not _installed("libtpu"):
         pytest.skip("libtpu is not installed, which compiles for TPUs")
-    done = _apart("-c", "from tests.host import compiled_test; compiled_test.check_exchanges()")
+    done = _apart("-c", "from tests.planning import compiled_test; compiled_test.check_exchanges()")
     assert "Involuntary full rematerialization" not in done.stderr
 
 

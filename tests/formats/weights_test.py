@@ -162,7 +162,10 @@ def test_links_of_ones_own_are_followed(name, relative, tmp_path):
 SHARDED = """
 import pathlib, sys
 import jax, numpy as np
-from isara_jax import config, mesh, models, weights
+from isara_jax import config
+from isara_jax.devices import mesh
+from isara_jax.formats import weights
+from isara_jax.models import families
 read, once = weights._Tensor.read, []
 def counted(self, index, dtype):
     values = read(self, index, dtype)
