@@ -323,7 +323,7 @@ def test_what_files_are_read_as_is_said():
     asked = choices.Choices(None, None, None, np.array([1]), (0,) * 3, "mc.json, read as x")
     s = types.SimpleNamespace(
         task=types.SimpleNamespace(about="s.parquet, read as prompt/response"),
-        measured=setup.Measured(None, choices=asked, prompts=prompted),
+        measured=setup.Measured(None, (), asked, prompted),
     )
     assert forecast._sources(s) == [
         "  seeds       s.parquet, read as prompt/response",
@@ -332,7 +332,8 @@ def test_what_files_are_read_as_is_said():
     ]
     assert forecast._choices(asked) == "MC1 and MC2 of 3 questions"
     assert forecast._choices(asked._replace(mc2=None)) == "MC1 of 3 questions"
-    s = types.SimpleNamespace(task=types.SimpleNamespace(about=""), measured=setup.Measured(None))
+    bundled = types.SimpleNamespace(about="")
+    s = types.SimpleNamespace(task=bundled, measured=setup.Measured(None, (), None, None))
     assert forecast._sources(s) == []
 
 
