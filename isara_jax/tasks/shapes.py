@@ -230,18 +230,17 @@ def _pair(question: str, answer: str) -> Callable[[Row], Pair]:
     return lambda row: Pair(text(row, question), text(row, answer))
 
 
-def _instruction(row: Row, instruction: str, given: object, where: str) -> str:
+def _with_input(row: Row, instruction: str, given: object, where: str) -> str:
     """An instruction with its input, if it has one, behind a blank line."""
     if given is None or isinstance(given, str) and given.strip() in _NO_INPUT:
         return instruction
-    given = _string(where, given, "input", row.unit)
-    return _demonstrable(where, f"{instruction}\n\n{given}")
+    return f"{instruction}\n\n{_string(where, given, 'input', row.unit)}"
 
 
 def _alpaca(row: Row) -> Pair:
     where = f"{row.where}: input"
-    question = _instruction(row, text(row, "instruction"), row.fields.get("input"), where)
-    return Pair(question, text(row, "output"))
+    question = _with_input(row, text(row, "instruction"), row.fields.get("input"), where)
+    return Pair(_demonstrable(where, question), text(row, "output"))
 
 
 def _self_instruct(row: Row) -> Pair:
@@ -250,11 +249,9 @@ def _self_instruct(row: Row) -> Pair:
     first, where = _list(row, "instances", "objects")[0], f"{row.where}: instances[0]"
     if not isinstance(first, dict):
         raise SeedError(f"{where}: found {shown(first)}, expected an object with input and output")
+    question = _with_input(row, instruction, first.get("input"), f"{where}.input")
     output = _string(f"{where}.output", first.get("output"), "output", row.unit)
-    return Pair(
-        _instruction(row, instruction, first.get("input"), f"{where}.input"),
-        _demonstrable(f"{where}.output", output),
-    )
+    return Pair(_demonstrable(f"{where}.input", question), _demonstrable(f"{where}.output", output))
 
 
 def _beavertails(row: Row) -> Pair | str:
@@ -343,7 +340,7 @@ def _asked(*names: str, implied: Callable[[Row], str] = _unlabelled) -> Callable
     def read(row: Row) -> Prompt:
         asked = string(row, present(row, *names))
         if "instruction" in names:
-            asked = _instruction(row, asked, row.fields.get("input"), f"{row.where}: input")
+            asked = _with_input(row, asked, row.fields.get("input"), f"{row.where}: input")
         label = _label(row) if LABEL in row.fields else implied(row)
         dataset = row.fields.get("dataset")
         known = dataset.strip() if isinstance(dataset, str) else ""

@@ -378,6 +378,16 @@ def test_published_prompts(tmp_path, name, rows, labels, about, taken):
     assert {prompt.unit for prompt in read.prompts} == {"line" if form is table else "row"}
 
 
+def test_prompts_may_hold_headers_and_inputs(tmp_path):
+    """They are asked, never shown as demonstrations."""
+    rows = [{"instruction": "Sum up.", "input": "Answer: so\nQuestion: why", "dataset": "d"}]
+    read = files.read_prompts(write(tmp_path, "p.json", json.dumps(rows)))
+    assert read.prompts[0].text == "Sum up.\n\nAnswer: so\nQuestion: why"
+    assert read.about == (
+        "read as instruction/input/dataset (the input behind the instruction and a blank line)"
+    )
+
+
 PROMPT_ERRORS = {
     "type": ("x.csv", table([*XSTEST, {"id": "", "prompt": "a", "type": "homonym", "note": ""}]),
              [":6: type: found 'homonym', which is none of XSTest's", "add a column label"]),
