@@ -33,10 +33,10 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The domain. `seeds` is one's own .jsonl, .csv or .tsv, here or at a URL; empty: bundled."""
+    """The domain. `seeds` is one's own file, here or at a URL; empty: bundled."""
 
     name: str = "safety"
-    seeds: str = ""
+    seeds: str = ""  # its formats and fields: tasks.files.read_seeds
     n_seeds: int = 0  # how many seeds to use; 0: all of a file, 32 of the bundled world
     topics: tuple[str, ...] = ()  # restricts bundled seeds to some topics
     # Own pairs kept back, for the likelihood where there is no judge; -1: a quarter of the file, at
@@ -134,8 +134,8 @@ class Evaluation:
     judges: tuple[str, ...] = ()  # folders of models that judge: classifiers, scores, yes or no
     judge_prompts: tuple[str, ...] = ()  # with {question} and {answer}; empty: as they were trained
     judge_tokens: int = 512  # of the text a judge reads
-    prompts: str = ""  # a .jsonl, .csv or .tsv of prompts, safe, unsafe or unlabelled: refusals
-    choices: str = ""  # a .jsonl of questions with choices and the number of the right one, for MC1
+    prompts: str = ""  # a file of prompts, safe, unsafe or unlabelled: refusals
+    choices: str = ""  # a file of questions with choices and the right ones: MC1, MC2
 
 
 @dataclasses.dataclass(frozen=True)

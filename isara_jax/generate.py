@@ -39,7 +39,9 @@ _ADAPTER = flags.DEFINE_string("adapter", "", "A PEFT folder, such as a run's ad
 _PROMPT = flags.DEFINE_string("prompt", None, "A text to continue.")
 _PROMPTS = flags.DEFINE_string("prompts", None, 'A file with a {"prompt": "..."} a line.')
 _CHAT = flags.DEFINE_bool("chat", False, "Answers questions of stdin until an empty line.")
-_SEEDS = flags.DEFINE_string("seeds", "", "With --chat: pairs to show as examples (.jsonl, .csv).")
+_SEEDS = flags.DEFINE_string(
+    "seeds", "", "With --chat: pairs to show as examples (.jsonl, .csv, …)."
+)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the most probable token.", 0.0)
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the most probable that make this share.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from so many most probable; 0: from all.", 0)

@@ -19,12 +19,17 @@ class Prompts(NamedTuple):
     Attributes:
       pairs: N prompts as tokens; the answers are empty and as wide as may be generated.
       items: the prompts; `kind` is the label, "" where the file has none.
-      about: how many of which file, and what was passed over and why.
+      about: how many of which file, how labels are known that do not stand in it, and what
+        was passed over and why.
+      read: which fields were read.
+      datasets: the part of a benchmark that each prompt is from, or "".
     """
 
     pairs: packing.Pairs
     items: tuple[base.Item, ...]
     about: str
+    read: str = ""
+    datasets: tuple[str, ...] = ()
 
 
 def read(
@@ -53,9 +58,10 @@ def read(
     """
     path, new = c.evaluation.prompts, c.answer.max_tokens
     room = limit - new - template.overhead(0)
-    found = files.read_prompts(path)
+    file = files.read_prompts(path)
+    found = file.prompts
     labelled = any(prompt.label for prompt in found)
-    passed: dict[str, list[files.Prompt]] = {}
+    passed: dict[str, list[str]] = {}
     kept, spelled = [], {}
     texts = [prompt.text for prompt in found]
     spellings = vocabulary.try_spellings(texts, tokens.IN_QUESTION)
@@ -72,27 +78,27 @@ def read(
             kept.append(prompt)
             spelled[prompt] = one
             continue
-        passed.setdefault(reason, []).append(prompt)
-    about = [
-        f"{len(some):,} {reason} ({'the first in ' * (len(some) > 1)}line {some[0].line})"
-        for reason, some in passed.items()
-    ]
+        passed.setdefault(reason, []).append(f"{prompt.unit} {prompt.line}")
+    over = files.counted(passed)
     if not kept:
         raise config.ConfigError(
-            f"{path}: of {len(found)} prompts none is left: {', '.join(about)}; give others, or "
+            f"{path}: of {len(found)} prompts none is left: {over}; give others, or "
             "lower config.answer.max_tokens if they are too long"
         )
     chosen = _draw(kept, c.evaluation.n)
     rows = [spelled[prompt] for prompt in chosen]
     longest = max(max(len(s.bare), len(s.joined) - template.to_answer) for s in rows)
     nothing = [tokens.Spelling([], [])] * len(rows)
+    about = (_counted(path, chosen, len(found)), file.labels, over and f"passed over: {over}")
     return Prompts(
         packing.Pairs(
             encoding.as_text(rows, encoding.Room(longest, longest + template.to_answer)),
             encoding.as_text(nothing, encoding.Room(new, new + template.to_question)),
         ),
         tuple(base.Item(prompt.text, "", prompt.label, "all") for prompt in chosen),
-        _counted(path, chosen, len(found)) + (f"; passed over: {', '.join(about)}" * bool(about)),
+        "; ".join(filter(None, about)),
+        file.about,
+        tuple(prompt.dataset for prompt in chosen),
     )
 
 

@@ -19,7 +19,7 @@ from isara_jax.formats import adapters, pretrained
 from isara_jax.method import train
 from isara_jax.models import decoder, lora
 from isara_jax.sampler import decode, sampling, scheduling
-from isara_jax.tasks import files
+from isara_jax.tasks import rows
 from isara_jax.text import encoding, packing, stops, tokens
 
 _MULTIPLE = 64  # rows are padded to a multiple of it, so that few shapes are compiled
@@ -89,11 +89,11 @@ def read_prompts(path: remote.Path) -> list[Prompt]:
       ValueError: the file or a line of it is unusable; the message says where.
     """
     prompts = []
-    for line, row in files.json_rows(path, _A_PROMPT):
+    for line, row in rows.json_rows(path, _A_PROMPT):
         text, where = row.get("prompt"), f"{path}:{line}"
         if not isinstance(text, str):
             raise ValueError(
-                f"{where}: prompt: found {files.shown(text)}, a text is expected; write {_A_PROMPT}"
+                f"{where}: prompt: found {rows.shown(text)}, a text is expected; write {_A_PROMPT}"
             )
         prompts.append(Prompt(text, where))
     if not prompts:

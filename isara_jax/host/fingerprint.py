@@ -41,5 +41,11 @@ def changes(found: Any, data: Data) -> str:
 
 
 def _hash(rows: Sequence[Pair | Item | Choice]) -> str:
-    content = [dataclasses.astuple(row) for row in rows]
+    content = [_fields(row) for row in rows]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _fields(row: Pair | Item | Choice) -> list[Any]:
+    """A row's values without those at their default: newer fields leave older runs as they are."""
+    known = dataclasses.asdict(row)
+    return [known[f.name] for f in dataclasses.fields(row) if known[f.name] != f.default]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isara_jax.evaluate import judges
+from isara_jax.evaluate import choices, judges
 from isara_jax.files import remote
 from isara_jax.formats import pretrained
 from isara_jax.host.setup import Setup
@@ -30,7 +30,7 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
     by = ["an exact judge"] if s.task.judge else ["their likelihood"] if s.task.items else []
     by += [f"the judge {judge.name}" for judge in measured.judges]
     by += ["refusals by rule"] if measured.prompts else []
-    by += [f"MC1 of {len(set(measured.choices.question))} questions"] if measured.choices else []
+    by += [_choices(measured.choices)] if measured.choices else []
     continued = f", continued after iteration {done}" if done else ""
     axes = " × ".join(f"{name} {size}" for name, size in p.mesh.shape.items())
     return "\n".join(
@@ -39,7 +39,7 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
             f"{np.dtype(p.model.dtype).name}",
             f"  domain      {s.task.name}: {len(s.task.seeds)} seeds, {_held_out(s)}, scored by "
             f"{', '.join(by)}",
-            *([f"  prompts     {measured.prompts.about}"] if measured.prompts else []),
+            *_sources(s),
             f"  texts       {_texts(s.base.vocabulary)}",
             f"  devices     {p.mesh.size} × {devices[0].device_kind}, mesh {axes}",
             f"  run         {c.iterations} iterations of {c.samples_per_iteration} samples, "
@@ -48,6 +48,19 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
             f"  time        about {_minutes(s)} min (from a matrix product timed just now)",
         ]
     )
+
+
+def _sources(s: Setup) -> list[str]:
+    """Which files are read, and how: what their fields were taken for."""
+    prompts, asked = s.measured.prompts, s.measured.choices
+    found = [f"  seeds       {s.task.about}"] if s.task.about else []
+    found += [f"  prompts     {prompts.about}; {prompts.read}"] if prompts else []
+    return found + ([f"  choices     {asked.about}"] if asked else [])
+
+
+def _choices(asked: choices.Choices) -> str:
+    titles = " and ".join(choices.METRICS[name] for name in asked.metrics)
+    return f"{titles} of {len(asked.asked):,} questions"
 
 
 def _held_out(s: Setup) -> str:

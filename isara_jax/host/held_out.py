@@ -67,11 +67,14 @@ class Scored(NamedTuple):
       row: as `scores.Row`, and `by_topic`, of the oracle's first metric, sampled.
       examples: the first sampled answers to `HeldOut.shown` with their labels.
       answers: every answer, as it is written to `answers/`.
+      outputs: those to prompts by the suffix of their decoding, as AlpacaEval reads them but for
+        who generated them.
     """
 
     row: dict[str, Any]
     examples: list[list[str]]
     answers: list[dict[str, Any]]
+    outputs: dict[str, list[dict[str, str]]]
 
 
 class HeldOut:
@@ -131,12 +134,13 @@ class HeldOut:
         if s.task.judge is None and s.task.items:
             rows.append(self._likelihood(trainable, k))
         if s.measured.choices is not None:
-            rows.append(self._mc1(s.measured.choices, trainable, k))
+            rows.append(self._multiple_choice(s.measured.choices, trainable, k))
         if self._prompts is not None:
             rows.append(found[self._prompts.of][1].row)
         examples = next((_examples(answered) for _, answered in found.values()), [])
         said = [line for asked, answered in found.values() for line in _lines(asked, answered)]
-        return Scored(scores.merge(*rows) | {"by_topic": by_topic}, examples, said)
+        outputs = self._outputs(found[self._prompts.of][1]) if self._prompts else {}
+        return Scored(scores.merge(*rows) | {"by_topic": by_topic}, examples, said, outputs)
 
     def _answered(self, asked: Asked, trainable: lora.Trainable, k: int) -> Answered:
         questions = answers.Questions(asked.pairs, self._questions.seeds)
@@ -149,6 +153,19 @@ class HeldOut:
             rows += [scores.renamed(judgement.row, suffix) for judgement in said]
         return Answered(scores.merge(*rows), texts, labels)
 
+    def _outputs(self, answered: Answered) -> dict[str, list[dict[str, str]]]:
+        """The answers to prompts, each with its instruction and what data set that is from."""
+        asked = self._setup.measured.prompts
+        assert asked is not None
+        return {
+            suffix: [
+                ({"dataset": dataset} if dataset else {})
+                | {"instruction": item.question, "output": text}
+                for item, dataset, text in zip(asked.items, asked.datasets, texts, strict=True)
+            ]
+            for suffix, texts in answered.texts.items()
+        }
+
     def _by_topic(self, labels: Sequence[str]) -> dict[str, list[int]]:
         task = self._setup.task
         return scores.by_topic(task.metrics[0], task.items, labels) if task.metrics else {}
@@ -157,10 +174,12 @@ class HeldOut:
         found = self._exe.log_likelihood("score", trainable, self._questions, k)
         return scores.of_likelihood(*jax.device_get(found))
 
-    def _mc1(self, asked: choices.Choices, trainable: lora.Trainable, k: int) -> scores.Row:
+    def _multiple_choice(
+        self, asked: choices.Choices, trainable: lora.Trainable, k: int
+    ) -> scores.Row:
         questions = answers.Questions(asked.pairs, self._questions.seeds)
         log_likelihood, _ = self._exe.log_likelihood("choices", trainable, questions, k)
-        return choices.mc1(asked, np.asarray(jax.device_get(log_likelihood)))
+        return choices.measure(asked, np.asarray(jax.device_get(log_likelihood)))
 
     def metrics_info(self) -> dict[str, Any]:
         """Titles and directions of the metrics, in the table's order."""
@@ -169,7 +188,7 @@ class HeldOut:
             title = "held-out loss, nats a token"
             info[NLL] = {"title": title, "higher_is_better": False}
         if self._setup.measured.choices is not None:
-            info[choices.MC1] = {"title": "MC1", "higher_is_better": True}
+            info |= choices.info(self._setup.measured.choices)
         prompted = self._prompts.info() if self._prompts else {}
         return info | {name: about | {"on": "prompts"} for name, about in prompted.items()}
 

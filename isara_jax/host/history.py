@@ -10,6 +10,7 @@ import numpy as np
 
 from isara_jax.evaluate import scores
 from isara_jax.files import storage
+from isara_jax.formats import pretrained
 from isara_jax.host import advice
 from isara_jax.host.held_out import Scored
 from isara_jax.host.setup import Setup
@@ -82,7 +83,10 @@ class History:
     def record_row(
         self, where: dict[str, str | int | None], scored: Scored, workdir: pathlib.Path
     ) -> None:
-        """Keeps a row of the table and its examples, and writes its answers to their file.
+        """Keeps a row of the table and its examples, and writes its answers to their files.
+
+        Answers to prompts are written in the format of AlpacaEval's `model_outputs`, too, one
+        decoding a file.
 
         Args:
           where: `method`, and its `iteration` or `steps`.
@@ -92,11 +96,16 @@ class History:
         self.data["rows"].append(where | {"n": len(self._setup.task.items)} | scored.row)
         if where["method"] in ("base", "isara"):
             self.data["before" if where["method"] == "base" else "after"] = scored.examples
+        name = "_".join(str(part) for part in where.values() if part is not None)
         if scored.answers:
-            name = "_".join(str(part) for part in where.values() if part is not None)
             lines = (json.dumps(line | where, ensure_ascii=False) for line in scored.answers)
             path = workdir / "answers" / f"{name}.jsonl"
             storage.atomic_write(path, "".join(f"{line}\n" for line in lines).encode())
+        model = pathlib.PurePath(pretrained.name_of(self._setup.base.path)).name
+        for suffix, outputs in scored.outputs.items():
+            generator = {"generator": f"{model}-{name}{suffix}"}
+            path = workdir / "answers" / f"{name}{suffix}.alpaca_eval.json"
+            storage.write_json(path, [output | generator for output in outputs])
 
     def table(self) -> list[dict[str, Any]]:
         """The rows in the table's order, with differences in the place of the items' values.

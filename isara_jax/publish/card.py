@@ -81,7 +81,7 @@ def front_matter(about: About) -> str:
 
     def data(name: str) -> dict[str, str]:
         """What a metric is measured on."""
-        if name == choices.MC1:
+        if name in choices.METRICS:
             file = _file(about.config.evaluation.choices)
             return {"dataset_type": file.stem, "dataset_name": f"{file.name}: multiple choice"}
         if _on_prompts(about, name):
@@ -197,9 +197,10 @@ def _figures(about: About) -> str:
     heads = ["", *map(table.label, found)]
     names, evaluation = table.metrics(summary), about.config.evaluation
     on_prompts = {name for name in names if _on_prompts(about, name)}
-    where = ["on held-out questions"] if set(names) - {choices.MC1} - on_prompts else []
-    if choices.MC1 in names:
-        where.append(f"MC1 on the multiple-choice questions of `{_file(evaluation.choices).name}`")
+    where = ["on held-out questions"] if set(names) - {*choices.METRICS} - on_prompts else []
+    if titles := [title for name, title in choices.METRICS.items() if name in names]:
+        file = _file(evaluation.choices).name
+        where.append(f"{' and '.join(titles)} on the multiple-choice questions of `{file}`")
     if on_prompts:
         where.append(
             f"prompts: {table.get(summary, 'prompts')}; refusals by rule (crude), by phrases at "

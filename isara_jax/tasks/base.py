@@ -31,11 +31,22 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A question with choices; `answer` is the number of the right one, from 0."""
+    """A question with choices; numbers of choices count from 0.
+
+    Attributes:
+      question: as it is asked.
+      choices: all of them, right ones and wrong ones.
+      answer: the right one, of several the best.
+      also: further right ones.
+      only_mc1, only_mc2: wrong ones that one of the two metrics leaves out (`evaluate.choices`).
+    """
 
     question: str
     choices: tuple[str, ...]
     answer: int
+    also: tuple[int, ...] = ()
+    only_mc1: tuple[int, ...] = ()
+    only_mc2: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +76,8 @@ class Task:
         the likelihood of the items' references.
       check_question: whether a generated question is a valid one of this domain; None where
         nobody can know.
+      about: which file the seeds are from, how it was read and what was left out; empty of bundled
+        ones.
     """
 
     name: str
@@ -73,3 +86,4 @@ class Task:
     metrics: tuple[Metric, ...]
     judge: Callable[[str, str], str] | None
     check_question: Callable[[str], bool] | None
+    about: str = ""

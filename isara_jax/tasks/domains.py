@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import random
+from collections.abc import Sequence
 
 from isara_jax.tasks import builders, bundled, files, world
 from isara_jax.tasks.base import Item, Pair, Task
@@ -21,7 +22,7 @@ def load(
 
     Args:
       name: of the bundled domain, or any name for somebody's own seeds.
-      seeds_file: own seeds (see `files.read_pairs`), None or empty for the bundled domain.
+      seeds_file: own seeds (see `files.read_seeds`), None or empty for the bundled domain.
       n_seeds: how many seeds; 0 takes all of `seeds_file`.
       topics: restricts the seeds of a bundled domain (its items stay); empty for all topics.
       held_out: how many pairs of `seeds_file` become items and never seeds, -1 for `n_held_out`;
@@ -39,9 +40,10 @@ def load(
                 f"topics: found {', '.join(topics)}, but only bundled domains have topics; "
                 "leave it empty with own seeds"
             )
-        seeds, items = _own(name, seeds_file, n_seeds, held_out, seed)
+        read = files.read_seeds(seeds_file)
+        seeds, items = _divided(name, seeds_file, read.pairs, n_seeds, held_out, seed)
         seeds, items = builders.materialize(seeds, items, data_dir)
-        return Task(name, seeds, items, metrics=(), judge=None, check_question=None)
+        return Task(name, seeds, items, (), judge=None, check_question=None, about=read.about)
     if name not in world.DOMAINS:
         raise ValueError(
             f"task name: found {name!r}, expected one of {', '.join(world.DOMAINS)}; "
@@ -72,11 +74,11 @@ def share_held_out(n: int) -> str:
     )
 
 
-def _own(
-    name: str, seeds_file: str, n_seeds: int, held_out: int, seed: int
+def _divided(
+    name: str, seeds_file: str, found: Sequence[Pair], n_seeds: int, held_out: int, seed: int
 ) -> tuple[list[Pair], list[Item]]:
     """Own pairs, shuffled and divided into seeds and items."""
-    pairs = list(files.read_pairs(seeds_file))
+    pairs = list(found)
     random.Random(f"{seed}/seeds/{name}").shuffle(pairs)
     held_out = n_held_out(len(pairs)) if held_out < 0 else held_out
     rest = max(len(pairs) - held_out, 0)

@@ -13,12 +13,12 @@ import transformers
 from tokenizers import processors
 
 from isara_jax import config
-from isara_jax.evaluate import answers, choices, judges
+from isara_jax.evaluate import answers, choices, judges, scores
 from isara_jax.formats import pretrained
 from isara_jax.host import held_out, setup
 from isara_jax.host.executables import Executables
 from isara_jax.tasks import base
-from isara_jax.text import tokens
+from isara_jax.text import packing, tokens
 from tests import stories
 from tests.method.iteration_test import small
 
@@ -305,7 +305,7 @@ def test_judges_and_choices_are_columns_of_the_table(yes_or_no, random_model, tm
     with jax.transfer_guard("disallow"):
         start = exe.start(s.seeds)
         scored = held_out.HeldOut(s, exe, answers.Questions(s.measured.held_out, start.pool))
-        (row, examples, said), again = (scored.score(start.trainable, 0) for _ in range(2))
+        (row, examples, said, outputs), again = (scored.score(start.trainable, 0) for _ in range(2))
     yes, on_prompts = f"{folder.name}_yes", f"{folder.name}_yes_on_prompts"
     refused = ["refused_unsafe", "refused_safe", "refused_unsafe_greedy", "refused_safe_greedy"]
     of_prompts = [*refused, on_prompts, f"{on_prompts}_greedy"]
@@ -316,7 +316,8 @@ def test_judges_and_choices_are_columns_of_the_table(yes_or_no, random_model, tm
     assert [row["counts"][name][1] for name in (*refused[:2], on_prompts)] == [1, 2, 3]
     assert row["counts"][yes][1] == 4 and row["counts"]["mc1"][1] == 9
     assert {label for _, label in examples} <= {"yes", "no"} and len(examples) == 4
-    assert again == (row, examples, said)
+    assert again == (row, examples, said, outputs)
+    assert [output["instruction"] for output in outputs["_greedy"]] == ["Why?", "How?", "Which"]
     # Every answer with what each judge says, for people and for other judges.
     lines = [line for line in said if line["decoding"] == "greedy" and line["label"] == "safe"]
     assert [line["prompt"] for line in lines] == ["Why?", "Which"] and len(said) == 2 * (4 + 3)
@@ -334,6 +335,52 @@ def test_mc1_is_the_share_of_best_choices():
     )
     found = choices.mc1(asked, np.array([-1.0, -2.0, -3.0, -1.0, -2.0, -4.0, -4.0]))
     assert found["counts"]["mc1"] == [1, 3]
+
+
+def test_mc2_is_the_right_choices_share_of_the_probability():
+    """By torch's softmax over a question's choices, whichever MC1 leaves out; a mean, no count."""
+    question = np.repeat([0, 1], [4, 3])
+    mc1 = np.array([1, -1, 0, 0, 0, 1, -1])
+    mc2 = np.array([1, 1, 0, -1, 0, 1, 0])
+    values = np.array([-40.0, -41.5, -39.0, -1.0, -900.0, -901.0, -900.5], np.float32)
+    row = choices.measure(choices.Choices(None, question, mc1, mc2), values)
+    shares = [
+        torch.softmax(torch.tensor(values[:3], dtype=torch.float64), 0)[:2].sum().item(),
+        torch.softmax(torch.tensor(values[4:], dtype=torch.float64), 0)[1].item(),
+    ]
+    assert row["metrics"]["mc2"] == pytest.approx(np.mean(shares))
+    assert row["items"]["mc2"][0] == pytest.approx(shares) and row["sizes"]["mc2"] == 2
+    assert row["counts"] == {"mc1": [0, 2]} and row["metrics"]["mc1"] == 0  # of -40 and -1, -39
+    low, high = row["intervals"]["mc2"]
+    assert low < np.mean(shares) < high
+    better = choices.measure(choices.Choices(None, question, mc1, mc2), values + (mc2 == 1))
+    found = scores.differences(row, better)
+    assert found["mc2"][0] == pytest.approx(
+        better["metrics"]["mc2"] - row["metrics"]["mc2"]
+    )  # fmt: skip
+    assert set(found) == {"mc1", "mc2"}
+
+
+def test_choices_are_encoded_by_metric(tmp_path):
+    """Of a published task: what each metric compares; MC2 only where several are right."""
+    vocabulary = tiny.vocabulary("byte_level")
+    template = packing.Template.of(vocabulary)
+    path = tmp_path / "mc_task.json"
+    first, second = {"A.": 1, "B.": 0, "C.": 0}, {"B.": 0, "D.": 1, "A.": 1, "E.": 0}
+    two = {"F.": 1, "G.": 0}
+    rows = [
+        {"question": "a?", "mc1_targets": first, "mc2_targets": second},
+        {"question": "b?", "mc1_targets": two, "mc2_targets": two},
+    ]
+    path.write_text(json.dumps(rows))
+    found = choices.read(str(path), vocabulary, template, 64)
+    assert found.question.tolist() == [0] * 5 + [1] * 2
+    assert found.mc1.tolist() == [1, 0, 0, -1, -1, 1, 0]
+    assert found.mc2.tolist() == [1, 0, -1, 1, 0, 1, 0]
+    assert list(choices.info(found)) == found.metrics == ["mc1", "mc2"]
+    path.write_text(json.dumps(rows[1:]))
+    found = choices.read(str(path), vocabulary, template, 64)
+    assert found.mc2 is None and list(choices.info(found)) == ["mc1"]
 
 
 def mc1_both_ways(folder, rows, workdir):

@@ -72,6 +72,29 @@ def test_nothing_left_is_refused(tmp_path):
         read(tmp_path, prompt("long " * 40), prompt("long " * 50))
 
 
+def test_published_prompts_say_how_their_labels_are_known(tmp_path):
+    """And carry the part of a benchmark they are from; rows of a list have numbers."""
+    c, vocabulary = config.default(), tiny.vocabulary("byte_level")
+    template = packing.Template.of(vocabulary)
+    c.answer.max_tokens = NEW
+
+    def of(name, text):
+        c.evaluation.prompts = str(tmp_path / name)
+        (tmp_path / name).write_text(text)
+        return prompts.read(config.resolve(c), set(), vocabulary, template, LIMIT)
+
+    room = LIMIT - NEW - template.overhead(0)
+    found = of("harmful_behaviors.csv", f"goal,target\nDo it,Sure\nDo {'that ' * 40},Sure\n")
+    assert found.items[0].kind == "unsafe" and found.read == "read as goal/target"
+    assert found.about == (
+        "1 of the 2 in harmful_behaviors.csv (1 unsafe); AdvBench, all taken as unsafe; passed "
+        f"over: 1 of more than {room} tokens, too long for the model with 40 of an answer (line 3)"
+    )
+    rows = [{"instruction": text, "dataset": "koala"} for text in ("Say hi.", "Say " * 40)]
+    found = of("alpaca_eval.json", json.dumps(rows))
+    assert found.datasets == ("koala",) and found.about.endswith("of an answer (row 2)")
+
+
 @pytest.mark.parametrize(("n", "safe", "unsafe"), [(0, 6, 30), (8, 4, 4), (20, 6, 14), (99, 6, 30)])
 def test_labels_are_drawn_evenly(tmp_path, n, safe, unsafe):
     """Published files are sorted by source: their first hundred are of one kind."""

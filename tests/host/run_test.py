@@ -1,6 +1,7 @@
 """The command as a user runs it: outputs, continuation, own data, mistakes, several devices."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import shutil
@@ -13,10 +14,11 @@ import pytest
 import safetensors.numpy
 
 from isara_jax import config
+from isara_jax.evaluate import choices, prompts, scores
 from isara_jax.files import remote
-from isara_jax.host import fingerprint, forecast, run, same_run, setup
+from isara_jax.host import fingerprint, forecast, held_out, history, run, same_run, setup
 from isara_jax.host.executables import Executables
-from isara_jax.tasks import domains
+from isara_jax.tasks import base, domains
 from tests import environment
 from tests.method.iteration_test import SAMPLES, SEEDS, small
 
@@ -191,13 +193,25 @@ def test_own_seeds_without_a_judge(random_model, tmp_path):
     assert [("refused_greedy" in line, line["step"]) for line in scalars] == [(True, 0), (True, 1)]
     folder = tmp_path / "run" / "answers"
     steps = summary["rows"][1]["steps"]
-    names = {"base.jsonl", "isara_1.jsonl", "icl_knn.jsonl", f"sft_{steps}.jsonl"}
-    assert {file.name for file in folder.iterdir()} == names
+    names = {"base", "isara_1", "icl_knn", f"sft_{steps}"}
+    forms = (".jsonl", ".alpaca_eval.json", "_greedy.alpaca_eval.json")
+    assert {file.name for file in folder.iterdir()} == {n + form for n in names for form in forms}
     said = lines(folder / "isara_1.jsonl")
     assert len(said) == 2 * 5
     for line in said:
         assert (line["method"], line["iteration"], line["label"]) == ("isara", 1, None)
         assert set(line["verdict"]) == {"rule"} and line["prompt"].startswith("How is ")
+    for form, decoding in (("", "sampled"), ("_greedy", "greedy")):
+        outputs = json.loads((folder / f"isara_1{form}.alpaca_eval.json").read_text())
+        mine = [line for line in said if line["decoding"] == decoding]
+        assert outputs == [
+            {
+                "instruction": line["prompt"],
+                "output": line["answer"],
+                "generator": f"{random_model.name}-isara_1{form}",
+            }
+            for line in mine
+        ]
     examples = [(e["question"], e["after"]) for e in summary["examples"]]
     assert examples == [(line["prompt"], line["answer"]) for line in said[:5]]
 
@@ -303,6 +317,58 @@ def test_who_says_how_many_are_held_out(pairs, held_out, n, words):
     assert said == words
 
 
+def test_what_files_are_read_as_is_said():
+    """In the first lines: the fields that were taken, what was left out, how labels are known."""
+    prompted = prompts.Prompts(None, (), "2 of the 3 in p.csv", "read as goal/target")
+    asked = choices.Choices(None, None, None, np.array([1]), (0,) * 3, "mc.json, read as x")
+    s = types.SimpleNamespace(
+        task=types.SimpleNamespace(about="s.parquet, read as prompt/response"),
+        measured=setup.Measured(None, (), asked, prompted),
+    )
+    assert forecast._sources(s) == [
+        "  seeds       s.parquet, read as prompt/response",
+        "  prompts     2 of the 3 in p.csv; read as goal/target",
+        "  choices     mc.json, read as x",
+    ]
+    assert forecast._choices(asked) == "MC1 and MC2 of 3 questions"
+    assert forecast._choices(asked._replace(mc2=None)) == "MC1 of 3 questions"
+    bundled = types.SimpleNamespace(about="")
+    s = types.SimpleNamespace(task=bundled, measured=setup.Measured(None, (), None, None))
+    assert forecast._sources(s) == []
+
+
+def test_new_fields_leave_older_fingerprints_as_they_are():
+    """Of questions with one right choice, as runs before MC2 noted them."""
+    one = base.Choice("Is it?", ("It is.", "No."), 1)
+    then = hashlib.sha256(json.dumps([["Is it?", ["It is.", "No."], 1]]).encode()).hexdigest()
+    assert fingerprint.of({"choices": [one]}) == {"choices": then[:8]}
+    several = dataclasses.replace(one, answer=0, also=(1,))
+    other = dataclasses.replace(one, answer=0)
+    assert len({str(fingerprint.of({"choices": [c]})) for c in (one, other, several)}) == 3
+
+
+def test_answers_to_prompts_in_the_format_of_alpaca_eval(tmp_path):
+    """A list of objects with who generated them, one decoding a file, beside the rows."""
+    s = types.SimpleNamespace(
+        task=types.SimpleNamespace(seeds=(), items=()),
+        base=types.SimpleNamespace(path=tmp_path / "my-model"),
+    )
+    outputs = {
+        "": [{"dataset": "koala", "instruction": "Say hi.", "output": "Hi – 😀"}],
+        "_greedy": [{"instruction": "Say hi.", "output": ""}],
+    }
+    scored = held_out.Scored(scores.merge(), [], [], outputs)
+    where = {"method": "isara", "iteration": 2}
+    history.History(s).record_row(where, scored, tmp_path)
+    found = {file.name: json.loads(file.read_text()) for file in (tmp_path / "answers").iterdir()}
+    assert found == {
+        "isara_2.alpaca_eval.json": [outputs[""][0] | {"generator": "my-model-isara_2"}],
+        "isara_2_greedy.alpaca_eval.json": [
+            outputs["_greedy"][0] | {"generator": "my-model-isara_2_greedy"}
+        ],
+    }
+
+
 def test_changed_choices_are_another_run(random_model, tmp_path):
     """Questions, choices and right ones are part of a run; they suffice without held-out pairs."""
     seeds, asked = tmp_path / "mine.jsonl", tmp_path / "choices.jsonl"
@@ -339,7 +405,8 @@ def test_changed_prompts_are_another_run(random_model, tmp_path):
     assert found[0] == found[1] and len(set(found)) == 3
     told = forecast.describe(s, "runs/x", None)
     assert "4 seeds, 0 held-out questions (as task.held_out=0), scored by refusals by rule" in told
-    assert "prompts     1 of the 1 in prompts.jsonl (1 unsafe)" in told
+    assert "seeds       mine.jsonl, read as question/answer\n" in told
+    assert "prompts     1 of the 1 in prompts.jsonl (1 unsafe); read as prompt/label\n" in told
 
 
 def _mistakes():

@@ -333,6 +333,9 @@ def test_the_card_says_where_other_metrics_are_from(exported):
     assert set(of.values()) == {"safety: held-out questions"}
     assert "MC1 on the multiple-choice questions of `truthful.jsonl`, prompts: 9 of" in text
     assert "/home" not in text
+    for row in summary["rows"]:
+        row["metrics"] |= {"mc2": 0.5}
+    assert "MC1 and MC2 on the multiple-choice questions of `truthful.jsonl`" in card.text(about)
 
 
 @pytest.mark.parametrize("form", ["peft", "merged"])

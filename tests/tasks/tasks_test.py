@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from isara_jax.tasks import builders, bundled, domains, files, oracle, world
+from isara_jax.tasks import builders, bundled, domains, files, oracle, shapes, world
 from isara_jax.tasks.base import Item, Pair
 from isara_jax.text import tokens
 
@@ -70,9 +70,9 @@ def test_a_word_for_nothing_is_no_text(tmp_path, word):
         with pytest.raises(files.SeedError, match=f"{name}:3: answer: found '{word}' alone"):
             files.read_pairs(write(tmp_path, name, content))
     table = write(tmp_path, "p.csv", f"prompt,label\na,safe\nb,{word}\n")
-    assert [prompt.label for prompt in files.read_prompts(table)] == ["safe", ""]
+    assert [prompt.label for prompt in files.read_prompts(table).prompts] == ["safe", ""]
     asked = write(tmp_path, "c.jsonl", lines(ASKED | {"choices": ["Some", word]}))
-    assert files.read_choices(asked)[0].choices == ("Some", word)
+    assert files.read_choices(asked).asked[0].choices == ("Some", word)
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -112,16 +112,16 @@ def test_prompts_and_their_labels(tmp_path):
         {"prompt": "d?", "label": None},
         {"prompt": "e?"},
     ]
-    found = files.read_prompts(write(tmp_path, "p.jsonl", lines(*rows)))
+    found = files.read_prompts(write(tmp_path, "p.jsonl", lines(*rows))).prompts
     expected = ["a? unsafe", "b? safe", "c?\nAnswer: no mixed", "d? ", "e? "]
     assert [f"{p.text} {p.label}" for p in found] == expected
     assert [p.line for p in found] == [1, 2, 3, 4, 5]
     table = write(tmp_path, "p.csv", "id;Prompt;Label\n1;a?;SAFE\n")
-    assert files.read_prompts(table) == (files.Prompt(2, "a?", "safe"),)
+    assert files.read_prompts(table).prompts == (files.Prompt(2, "a?", "safe"),)
     one_column = write(tmp_path, "p.tsv", "prompt\na, b?\n")
-    assert files.read_prompts(one_column) == (files.Prompt(2, "a, b?", ""),)
+    assert files.read_prompts(one_column).prompts == (files.Prompt(2, "a, b?", ""),)
     plain = write(tmp_path, "q.jsonl", lines({"prompt": "a?"}))
-    assert files.read_prompts(plain) == (files.Prompt(1, "a?", ""),)
+    assert files.read_prompts(plain).prompts == (files.Prompt(1, "a?", ""),)
 
 
 PROMPT_ERRORS = {
@@ -160,7 +160,7 @@ def test_errors_of_prompts_say_where_and_what(tmp_path, content, parts):
 
 GOOD = lines(pair(0), pair(1))
 ERRORS = {
-    "suffix": ("seeds.txt", GOOD, ["seeds.txt: ", "'.txt'", ".jsonl, .csv or .tsv"]),
+    "suffix": ("seeds.txt", GOOD, ["seeds.txt: ", "'.txt'", ".json, .csv, .tsv or .parquet"]),
     "latin-1": ("s.jsonl", GOOD.encode() + b"\xe9", ["s.jsonl:3: ", "0xe9", "UTF-8"]),
     "utf-16": ("s.csv", "question,answer".encode("utf-16"), ["s.csv:1: ", "0xff", "UTF-8"]),
     "empty": ("s.jsonl", " \n", ["s.jsonl: ", "found 0 pair"]),
@@ -237,7 +237,7 @@ ERRORS = {
         "Question,answer,QUESTION\n",
         ["s.csv:1: question: ", "2 col"],
     ),
-    "json": ("s.json", "[" + GOOD + "]", ["s.json: ", "'.json'", "json.load"]),
+    "json": ("s.json", "[" + GOOD + "]", ["s.json:2: ", "JSON at column 1 ", "list of objects"]),
     "pandas": (
         "s.jsonl",
         GOOD + '{"question": "a", "answer": NaN}',
@@ -344,7 +344,7 @@ def test_path_errors(tmp_path):
 
 def test_headers_are_those_of_the_template():
     """The headers refused in seeds are the ones prompts are made of."""
-    assert files.HEADERS == (tokens.QUESTION, tokens.ANSWER)
+    assert shapes.HEADERS == (tokens.QUESTION, tokens.ANSWER)
 
 
 # --- builders ----------------------------------------------------------------------------------
