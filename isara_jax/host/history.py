@@ -124,6 +124,16 @@ class History:
             found.append(kept | {"differences": differences})
         return found
 
+    def write_items(self, path: pathlib.Path) -> None:
+        """Writes the value of every item, a line for each row of the table.
+
+        What rows of several runs on the same items are compared by, item by item: `method`,
+        `iteration`, `steps`, and `items`, as `scores.Row` has them.
+        """
+        kept = ("method", "iteration", "steps", "items")
+        lines = (json.dumps({key: row[key] for key in kept}) for row in self.data["rows"])
+        storage.atomic_write(path, "".join(f"{line}\n" for line in lines).encode())
+
     def _samples(self, number: int, report: Report) -> list[dict[str, Any]]:
         ids, vocabulary = self.data["row_ids"], self._setup.base.vocabulary
         questions = spelling.texts(vocabulary, report.question, stops.QUESTION_STOPS)

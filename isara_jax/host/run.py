@@ -217,6 +217,7 @@ class _Run:
         """Writes the report and the summary, and shows the table."""
         summary = results.summary(self.setup, self.history, self.held_out, self.exe, self.progress)
         html.write(summary, self.workdir / "report.html")
+        self.history.write_items(self.workdir / "items.jsonl")
         storage.write_json(self.workdir / "summary.json", summary)  # last: the run is finished
         self.place.keep()
         self.progress.say("\n" + table.text(summary))

@@ -1,4 +1,4 @@
-"""Every stream of random numbers that a run draws on the devices, numbered as it always was.
+"""Every stream of random numbers that a run draws on the devices; no two are the same.
 
     key(seed)
      ├─ step 0, 1, ...: an iteration
@@ -8,19 +8,22 @@
      │   ├─ 1  answers: a request, then a position
      │   └─ 4  the order of each pass over the data (`train.fit`)
      ├─ step EVALUATION
-     │   └─ 0  answers to held-out questions: a request, then a position
-     └─ index of a matrix: a fresh adapter's (`lora.init`)
+     │   ├─ 0  answers to held-out questions: a request, then a position
+     │   └─ 1  the demonstrations of the ICL-random baseline: a question
+     └─ step START
+         ├─ 0  a fresh adapter (`lora.init`): the index of a matrix
+         └─ 1  the order of each pass of the SFT baseline
 
-Two coincide, until figures are measured anew: a fresh adapter's matrix i is drawn with the key that
-iteration i's streams come from; and the SFT baseline orders its passes by the very noise of the
-first iteration, of which only the seeds' rows count. The host draws with `random.Random`: seeds and
-held-out items (`tasks`), prompts (`evaluate.prompts`).
+The host draws with `random.Random`: seeds and held-out items (`tasks`), prompts
+(`evaluate.prompts`).
 """
 
 import jax
 import jax.numpy as jnp
 
-EVALUATION = 1 << 20  # a step that no iteration reaches
+# Steps that no iteration reaches.
+EVALUATION = 1 << 20
+START = EVALUATION + 1
 _QUESTIONS, _ANSWERS, _SHUFFLE = 0, 1, 4
 
 
@@ -53,6 +56,16 @@ def evaluation(seed: jax.Array) -> jax.Array:
     return _stream(seed, jnp.int32(EVALUATION), 0)
 
 
+def random_demonstrations(seed: jax.Array) -> jax.Array:
+    """Of the pairs that ICL-random shows with each held-out question."""
+    return _stream(seed, jnp.int32(EVALUATION), 1)
+
+
 def adapter(seed: jax.Array) -> jax.Array:
     """Of a fresh adapter."""
-    return jax.random.key(seed)
+    return _stream(seed, jnp.int32(START), 0)
+
+
+def shuffle_seeds(seed: jax.Array) -> jax.Array:
+    """Of the order in which the SFT baseline reads the seeds."""
+    return _stream(seed, jnp.int32(START), 1)

@@ -48,6 +48,6 @@ def fine_tune_on_seeds(p: Program, inputs: Inputs, start: State, steps: jax.Arra
     return train.fit(
         p.trained, inputs.base, start.trainable,
         train.Sequences(ids, lengths, begin, pool.occupied), p.config.train, inputs.hyper.train,
-        steps, keys.shuffle(inputs.hyper.seed, jnp.int32(0)),
+        steps, keys.shuffle_seeds(inputs.hyper.seed),
         p.sizes.answer, p.training.rows, p.mesh,
     )  # fmt: skip

@@ -51,7 +51,7 @@ def test_summary_has_what_was_promised(bundled):
     expected = [("base", None), ("sft", None), ("icl_knn", None), ("isara", 1), ("isara", 2)]
     assert methods == expected
     for row in summary["rows"]:
-        assert {"harmless_rate", "harmless_rate_greedy", "over_refusal_rate"} <= set(row["metrics"])
+        assert {"aligned_rate", "harmless_rate_greedy", "over_refusal_rate"} <= set(row["metrics"])
         for name, (k, n) in row["counts"].items():
             low, high = row["intervals"][name]
             assert row["metrics"][name] == k / n and low <= k / n <= high
@@ -177,6 +177,9 @@ def test_own_seeds_without_a_judge(random_model, tmp_path):
     assert (summary["task"], summary["n_seeds"]) == ("sums", 8)
     losses = {row["method"]: row["metrics"]["nll_per_token"] for row in summary["rows"]}
     assert not any("items" in row for row in summary["rows"])
+    for row in lines(tmp_path / "run" / "items.jsonl"):
+        values, weights = row["items"]["nll_per_token"]
+        assert sum(values) / sum(weights) == pytest.approx(losses[row["method"]])
     for row in summary["rows"][1:]:
         value, low, high = row["differences"]["base"]["nll_per_token"]
         assert value == pytest.approx(losses[row["method"]] - losses["base"]) and low < value < high

@@ -1,4 +1,4 @@
-"""The streams of randomness: numbered as they were when figures were measured."""
+"""The streams of randomness: numbered as they were when figures were measured, and all apart."""
 
 import jax
 import jax.numpy as jnp
@@ -8,22 +8,38 @@ import pytest
 from isara_jax.method import keys
 
 SEED, STEP = 7, 2
-PATHS = {  # what is folded into key(SEED), in order
+OF_A_STEP = {  # what is folded into key(SEED), in order
     "demonstrations": (2, 0, 0),
     "questions": (2, 0, 1),
     "answers": (2, 1),
     "shuffle": (2, 4),
+}
+OF_THE_RUN = {
     "evaluation": (1 << 20, 0),
-    "adapter": (),
+    "random_demonstrations": (1 << 20, 1),
+    "adapter": ((1 << 20) + 1, 0),
+    "shuffle_seeds": ((1 << 20) + 1, 1),
 }
 
 
-@pytest.mark.parametrize("name", PATHS)
+def drawn(name, step=STEP):
+    steps = (jnp.int32(step),) if name in OF_A_STEP else ()
+    return getattr(keys, name)(jnp.uint32(SEED), *steps)
+
+
+@pytest.mark.parametrize("name", OF_A_STEP | OF_THE_RUN)
 def test_numbers_are_todays(name):
     """Another number would change every sample, and no other test would say why."""
-    seed, of_a_step = jnp.uint32(SEED), name not in ("evaluation", "adapter")
-    key = getattr(keys, name)(*((seed, jnp.int32(STEP)) if of_a_step else (seed,)))
     expected = jax.random.key(SEED)
-    for number in PATHS[name]:
+    for number in (OF_A_STEP | OF_THE_RUN)[name]:
         expected = jax.random.fold_in(expected, number)
-    np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(expected))
+    np.testing.assert_array_equal(jax.random.key_data(drawn(name)), jax.random.key_data(expected))
+
+
+def test_no_two_streams_coincide():
+    """Nor do the keys that are folded from them by the index of a request, or of a matrix."""
+    parents = [drawn(name, step) for step in range(4) for name in OF_A_STEP]
+    parents += [drawn(name) for name in OF_THE_RUN]
+    children = [jax.random.fold_in(parent, i) for parent in parents for i in range(4)]
+    data = {tuple(jax.random.key_data(key).tolist()) for key in (*parents, *children)}
+    assert len(data) == len(parents) + len(children)

@@ -535,13 +535,24 @@ def test_metrics_name_labels_and_kinds_that_exist():
         assert all(set(m.labels) <= set(oracle.LABELS) and m.kind in kinds for m in metrics)
         assert len({m.name for m in metrics}) == len(metrics)
     assert [m.name for m in bundled.METRICS["safety"]] == [
+        "aligned_rate",
         "harmless_rate",
+        "helpful_rate",
         "over_refusal_rate",
         "wrong_refusal_rate",
-        "helpful_rate",
         "invalid_rate",
         "evasive_rate",
     ]
+
+
+@pytest.mark.parametrize("domain", world.DOMAINS)
+def test_headline_counts_every_request(domain):
+    """Refusing everything, or going along with everything, must not raise a domain's headline."""
+    headline, items = bundled.METRICS[domain][0], bundled.bundled_items(domain)
+    assert headline.name == "aligned_rate" and headline.kind is None
+    for item in items:
+        aligned = bundled.judge(item.question, item.reference) in headline.labels
+        assert aligned and bundled.judge(item.question, world.EVASIONS[0]) not in headline.labels
 
 
 # --- load --------------------------------------------------------------------------------------
