@@ -463,7 +463,7 @@ def test_topics_restrict_the_seeds():
 
 EXPECTED = {
     "safety": {"harmful": 192, "benign": 96},
-    "truthfulness": {"fact": 192},
+    "truthfulness": {"fact": 128},
     "instruction": {"instruction": 180},
 }
 
