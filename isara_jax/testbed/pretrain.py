@@ -38,8 +38,8 @@ from isara_jax.text import tokens as tokens_lib
 _MODEL = flags.DEFINE_enum("model", "tiny_llama", ("tiny_llama", "tiny_opt"), "Which to make.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; default: the bundled one.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of documents and weights.")
-_SHORT = flags.DEFINE_integer("short_steps", 4000, "Steps on short rows.")
-_LONG = flags.DEFINE_integer("long_steps", 1000, "Steps on rows of the full length.")
+_SHORT = flags.DEFINE_integer("short_steps", 2600, "Steps on short rows.")
+_LONG = flags.DEFINE_integer("long_steps", 600, "Steps on rows of the full length.")
 _RATE = flags.DEFINE_float("learning_rate", 0.02, "Peak learning rate.")
 
 SHORT_LENGTH, LENGTH, TOKENS_PER_STEP, VOCABULARY = 256, 512, 4096, 1536
