@@ -18,6 +18,7 @@ from isara_jax.text import packing, stops
 
 N_EXAMPLES = 5
 NLL = "nll_per_token"
+HELD_OUT, PROMPTS = "answer", "prompts"  # `Asked.of`
 _DECODING = {"": None, "_greedy": 0.0}  # the temperature behind each suffix; None: as configured
 
 
@@ -38,12 +39,22 @@ class Asked(NamedTuple):
 
     def info(self) -> dict[str, dict[str, Any]]:
         """Titles and directions of the metrics, sampled before greedy of each judge."""
+        on = {"on": PROMPTS} if self.of == PROMPTS else {}
         return {
-            name + suffix: about
+            name + suffix: about | on
             for judge in self.judges
             for suffix in _DECODING
             for name, about in judge.info().items()
         }
+
+    def judged(self, texts: dict[str, list[str]]) -> "Answered":
+        """What the judges say of an answer to each item, by the suffix of its decoding."""
+        rows, labels = [], {}
+        for suffix, found in texts.items():
+            said = [judge(self.items, found) for judge in self.judges]
+            labels[suffix] = [judgement.labels for judgement in said]
+            rows += [scores.renamed(judgement.row, suffix) for judgement in said]
+        return Answered(scores.merge(*rows), texts, labels)
 
 
 class Answered(NamedTuple):
@@ -100,17 +111,19 @@ class HeldOut:
         """The items, if anybody judges, and the prompts, if there are."""
         s = self._setup
         oracle = [judges.Oracle(s.task)] if s.task.judge is not None else []
-        held_out, prompts = None, None
+        held_out, prompts, asked = None, None, s.measured.prompts
+        most = max(len(s.task.items), len(asked.items) if asked else 0)
+        at_once = min(s.config.slots, most)  # one shape for both
 
         def models(of: str) -> list[judges.ModelJudge]:
             found, call = s.measured.judges, self._exe.call
-            return [judges.ModelJudge(judge, call, s.config.slots, of) for judge in found]
+            return [judges.ModelJudge(judge, call, at_once, of) for judge in found]
 
         if s.task.items and (oracle or s.measured.judges):
-            held_out = Asked("answer", s.task.items, s.measured.held_out, [*oracle, *models("")])
-        if (asked := s.measured.prompts) is not None:
+            held_out = Asked(HELD_OUT, s.task.items, s.measured.held_out, [*oracle, *models("")])
+        if asked is not None:
             rule = refusals.Refusals(asked.items)
-            prompts = Asked("prompts", asked.items, asked.pairs, [rule, *models("prompts")])
+            prompts = Asked(PROMPTS, asked.items, asked.pairs, [rule, *models(PROMPTS)])
         return held_out, prompts
 
     @property
@@ -144,14 +157,11 @@ class HeldOut:
 
     def _answered(self, asked: Asked, trainable: lora.Trainable, k: int) -> Answered:
         questions = answers.Questions(asked.pairs, self._questions.seeds)
-        rows, texts, labels = [], {}, {}
+        texts = {}
         for suffix, params in self._decoding.items():
             found = jax.device_get(self._exe.answer(trainable, questions, params, k, asked.of))
             texts[suffix] = spelling.texts(self._setup.base.vocabulary, found, stops.ANSWER_STOPS)
-            said = [judge(asked.items, texts[suffix]) for judge in asked.judges]
-            labels[suffix] = [judgement.labels for judgement in said]
-            rows += [scores.renamed(judgement.row, suffix) for judgement in said]
-        return Answered(scores.merge(*rows), texts, labels)
+        return asked.judged(texts)
 
     def _outputs(self, answered: Answered) -> dict[str, list[dict[str, str]]]:
         """The answers to prompts, each with its instruction and what data set that is from."""
@@ -189,8 +199,7 @@ class HeldOut:
             info[NLL] = {"title": title, "higher_is_better": False}
         if self._setup.measured.choices is not None:
             info |= choices.info(self._setup.measured.choices)
-        prompted = self._prompts.info() if self._prompts else {}
-        return info | {name: about | {"on": "prompts"} for name, about in prompted.items()}
+        return info | (self._prompts.info() if self._prompts else {})
 
 
 def _examples(answered: Answered) -> list[list[str]]:
