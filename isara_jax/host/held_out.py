@@ -29,7 +29,7 @@ class Asked(NamedTuple):
       of: what their executable is called.
       items: the questions.
       pairs: the same as tokens.
-      judges: at least one.
+      judges: none, where answers are only kept.
     """
 
     of: str
@@ -108,7 +108,7 @@ class HeldOut:
         self._held_out, self._prompts = self._asked()
 
     def _asked(self) -> tuple[Asked | None, Asked | None]:
-        """The items, if anybody judges, and the prompts, if there are."""
+        """The items and the prompts, as far as there are any."""
         s = self._setup
         oracle = [judges.Oracle(s.task)] if s.task.judge is not None else []
         held_out, prompts, asked = None, None, s.measured.prompts
@@ -119,7 +119,7 @@ class HeldOut:
             found, call = s.measured.judges, self._exe.call
             return [judges.ModelJudge(judge, call, at_once, of) for judge in found]
 
-        if s.task.items and (oracle or s.measured.judges):
+        if s.task.items:  # answered in any case: they may be judged later (`judge_run`)
             held_out = Asked(HELD_OUT, s.task.items, s.measured.held_out, [*oracle, *models("")])
         if asked is not None:
             rule = refusals.Refusals(asked.items)
@@ -143,7 +143,7 @@ class HeldOut:
         if self._held_out is not None:
             answered = found[self._held_out.of][1]
             rows.append(answered.row)
-            by_topic = self._by_topic(answered.labels[""][0])
+            by_topic = self._by_topic(answered.labels[""])
         if s.task.judge is None and s.task.items:
             rows.append(self._likelihood(trainable, k))
         if s.measured.choices is not None:
@@ -176,9 +176,9 @@ class HeldOut:
             for suffix, texts in answered.texts.items()
         }
 
-    def _by_topic(self, labels: Sequence[str]) -> dict[str, list[int]]:
+    def _by_topic(self, labels: Sequence[Sequence[str]]) -> dict[str, list[int]]:
         task = self._setup.task
-        return scores.by_topic(task.metrics[0], task.items, labels) if task.metrics else {}
+        return scores.by_topic(task.metrics[0], task.items, labels[0]) if task.metrics else {}
 
     def _likelihood(self, trainable: lora.Trainable, k: int) -> scores.Row:
         found = self._exe.log_likelihood("score", trainable, self._questions, k)
@@ -204,9 +204,8 @@ class HeldOut:
 
 def _examples(answered: Answered) -> list[list[str]]:
     """The first sampled answers, each with what all judges say."""
-    labels = map("; ".join, zip(*answered.labels[""], strict=True))
-    said = zip(answered.texts[""], labels, strict=True)
-    return [list(example) for example in said][:N_EXAMPLES]
+    texts, labels = answered.texts[""][:N_EXAMPLES], answered.labels[""]
+    return [[text, "; ".join(said[i] for said in labels)] for i, text in enumerate(texts)]
 
 
 def _lines(asked: Asked, answered: Answered) -> Iterator[dict[str, Any]]:
