@@ -169,7 +169,8 @@ def test_rows_are_what_the_judge_says_of_the_lines(plain, folders):
         "title": "Held-out questions refused, by rule (crude)", "higher_is_better": None
     }  # fmt: skip
     assert info["refused_safe"]["on"] == "prompts"
-    order = [*info]
+    order = [*judged(plain, "rule")["metrics_info"]]
+    assert order == [*info]
     assert order.index("refused_held_out") < order.index("nll_per_token") < order.index(
         "refused_safe"
     )  # fmt: skip
