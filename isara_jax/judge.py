@@ -21,7 +21,6 @@ from collections.abc import Iterator
 
 from isara_jax.shell import command  # isort: skip, sets the environment of what follows
 
-import jax
 from absl import flags
 
 from isara_jax import config
@@ -58,12 +57,11 @@ def judge() -> None:
             raise config.UserError("give one of --workdir and --answers")
         mesh.check_platforms()
         members = panel.read(_config(), _JUDGES.value)
-        with jax.transfer_guard("disallow"):
-            if _ANSWERS.value:
-                judge_file.judge(_ANSWERS.value, members)
-                return
-            with remote.finished(_WORKDIR.value, "answers") as place:
-                judge_run.judge(place, members)
+        if _ANSWERS.value:
+            judge_file.judge(_ANSWERS.value, members)
+            return
+        with remote.finished(_WORKDIR.value, "answers") as place:
+            judge_run.judge(place, members)
 
 
 def _config() -> config.Config:

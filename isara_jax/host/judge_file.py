@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from isara_jax.evaluate import scores
 from isara_jax.files import remote, storage
 from isara_jax.host.panel import Member
@@ -39,7 +41,8 @@ def judge(name: str, members: Sequence[Member]) -> None:
             asked = [found.answered[i] for i in numbers]
             items = [base.Item(one.prompt, "", one.label, "all") for one in asked]
             judge = make(items, "")
-            labels, row = judge(items, [one.answer for one in asked])
+            with jax.transfer_guard("disallow"):
+                labels, row = judge(items, [one.answer for one in asked])
             measured[generator] = scores.merge(measured[generator], row)
             info |= judge.info()
             for i, label in zip(numbers, labels, strict=True):

@@ -8,6 +8,8 @@ costs the file it was at.
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from isara_jax.evaluate import choices, scores
 from isara_jax.files import remote, storage
 from isara_jax.host import finished, held_out
@@ -103,7 +105,8 @@ class _Run:
         for part in file.parts:
             asked = _asked(part, make)
             texts = {s: [file.lines[i]["answer"] for i in ns] for s, ns in part.lines.items()}
-            answered = asked.judged(texts)
+            with jax.transfer_guard("disallow"):
+                answered = asked.judged(texts)
             for suffix, numbers in part.lines.items():
                 for i, label in zip(numbers, answered.labels[suffix][0], strict=True):
                     file.lines[i]["verdict"][asked.judges[0].name] = label

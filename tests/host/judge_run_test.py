@@ -70,8 +70,8 @@ def runs(random_model, folders, tmp_path_factory):
     own = {"evaluation__judges": tuple(folders), "evaluation__judge_tokens": TOKENS}
     init, compiled = Executables.__init__, {}
 
-    def shares(self, *args):
-        init(self, *args)
+    def shares(self, *args, **kwargs):
+        init(self, *args, **kwargs)
         self._compiled = compiled
 
     for name, judging in (("judged", own), ("plain", {})):
@@ -101,7 +101,7 @@ def members(*names, **changes):
 
 
 def judged(workdir, *names, **changes):
-    with remote.finished(workdir, "answers") as place, jax.transfer_guard("disallow"):
+    with remote.finished(workdir, "answers") as place:
         return judge_run.judge(place, members(*names, **changes))
 
 

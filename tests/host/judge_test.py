@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from isara_jax import config
@@ -31,8 +30,7 @@ def test_rows_of_any_program_keep_what_they_have(tmp_path, folders, capsys):
     """All fields stay as they are spelt, other verdicts too; by judge and by rule."""
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    with jax.transfer_guard("disallow"):
-        judge_file.judge(str(path), members(folders[1], "rule"))
+    judge_file.judge(str(path), members(folders[1], "rule"))
     found = lines(tmp_path / "mine.judged.jsonl")
     assert [line | {"verdict": 0} for line in found] == [row | {"verdict": 0} for row in ROWS]
     assert [line["verdict"]["rule"] for line in found] == ["refused", "empty", "answered"]
