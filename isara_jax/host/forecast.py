@@ -90,8 +90,7 @@ def _minutes(s: Setup) -> int:
     evaluations = 2 + c.iterations + len(c.evaluation.sft_steps)
     asked = measured.prompts.pairs.question.bare.ids.shape if measured.prompts else (0, 0)
     read, drawn = _sampled(s)
-    judged = len(s.task.items) if s.task.judge or measured.judges else 0
-    for n, width in ((judged, c.question.max_tokens), asked):
+    for n, width in ((len(s.task.items), c.question.max_tokens), asked):
         read += evaluations * 2 * n * width  # sampled and greedy
         drawn += evaluations * 2 * _drawn(s, n, _mean(s.seeds.answer), c.answer.max_tokens)
     scored = 0 if s.task.judge else len(s.task.items) * p.sizes.sequence
@@ -102,7 +101,8 @@ def _minutes(s: Setup) -> int:
     pair = _mean(s.seeds.question) + _mean(s.seeds.answer) + p.template.pair
     trained = rows * c.train.epochs * pair * (1 + sum(c.evaluation.sft_steps))
     work = 2 * s.n_params * (read / _READ + drawn / _DRAW + 3 * trained / _TRAIN)
-    work += evaluations * 2 * (judged + asked[0]) * sum(map(_judge_flops, measured.judges)) / _READ
+    n_answers = len(s.task.items) + asked[0]
+    work += evaluations * 2 * n_answers * sum(map(_judge_flops, measured.judges)) / _READ
     seconds = work / (p.mesh.size * _matmul_rate(p.model.dtype))
     seconds += _COMPILE_SECONDS + _COMPILE_SECONDS_A_BLOCK * p.model.config.n_layers
     return max(1, round(seconds / 60))

@@ -18,6 +18,7 @@ from isara_jax.text import packing, stops
 
 N_EXAMPLES = 5
 NLL = "nll_per_token"
+HELD_OUT, PROMPTS = "answer", "prompts"  # `Asked.of`
 _DECODING = {"": None, "_greedy": 0.0}  # the temperature behind each suffix; None: as configured
 
 
@@ -28,7 +29,7 @@ class Asked(NamedTuple):
       of: what their executable is called.
       items: the questions.
       pairs: the same as tokens.
-      judges: at least one.
+      judges: none, where answers are only kept.
     """
 
     of: str
@@ -38,12 +39,22 @@ class Asked(NamedTuple):
 
     def info(self) -> dict[str, dict[str, Any]]:
         """Titles and directions of the metrics, sampled before greedy of each judge."""
+        on = {"on": PROMPTS} if self.of == PROMPTS else {}
         return {
-            name + suffix: about
+            name + suffix: about | on
             for judge in self.judges
             for suffix in _DECODING
             for name, about in judge.info().items()
         }
+
+    def judged(self, texts: dict[str, list[str]]) -> "Answered":
+        """What the judges say of an answer to each item, by the suffix of its decoding."""
+        rows, labels = [], {}
+        for suffix, found in texts.items():
+            said = [judge(self.items, found) for judge in self.judges]
+            labels[suffix] = [judgement.labels for judgement in said]
+            rows += [scores.renamed(judgement.row, suffix) for judgement in said]
+        return Answered(scores.merge(*rows), texts, labels)
 
 
 class Answered(NamedTuple):
@@ -97,20 +108,22 @@ class HeldOut:
         self._held_out, self._prompts = self._asked()
 
     def _asked(self) -> tuple[Asked | None, Asked | None]:
-        """The items, if anybody judges, and the prompts, if there are."""
+        """The items and the prompts, as far as there are any."""
         s = self._setup
         oracle = [judges.Oracle(s.task)] if s.task.judge is not None else []
-        held_out, prompts = None, None
+        held_out, prompts, asked = None, None, s.measured.prompts
+        most = max(len(s.task.items), len(asked.items) if asked else 0)
+        at_once = min(s.config.slots, most)  # one shape for both
 
         def models(of: str) -> list[judges.ModelJudge]:
             found, call = s.measured.judges, self._exe.call
-            return [judges.ModelJudge(judge, call, s.config.slots, of) for judge in found]
+            return [judges.ModelJudge(judge, call, at_once, of) for judge in found]
 
-        if s.task.items and (oracle or s.measured.judges):
-            held_out = Asked("answer", s.task.items, s.measured.held_out, [*oracle, *models("")])
-        if (asked := s.measured.prompts) is not None:
+        if s.task.items:  # answered in any case: they may be judged later (`judge_run`)
+            held_out = Asked(HELD_OUT, s.task.items, s.measured.held_out, [*oracle, *models("")])
+        if asked is not None:
             rule = refusals.Refusals(asked.items)
-            prompts = Asked("prompts", asked.items, asked.pairs, [rule, *models("prompts")])
+            prompts = Asked(PROMPTS, asked.items, asked.pairs, [rule, *models(PROMPTS)])
         return held_out, prompts
 
     @property
@@ -130,7 +143,7 @@ class HeldOut:
         if self._held_out is not None:
             answered = found[self._held_out.of][1]
             rows.append(answered.row)
-            by_topic = self._by_topic(answered.labels[""][0])
+            by_topic = self._by_topic(answered.labels[""])
         if s.task.judge is None and s.task.items:
             rows.append(self._likelihood(trainable, k))
         if s.measured.choices is not None:
@@ -144,14 +157,11 @@ class HeldOut:
 
     def _answered(self, asked: Asked, trainable: lora.Trainable, k: int) -> Answered:
         questions = answers.Questions(asked.pairs, self._questions.seeds)
-        rows, texts, labels = [], {}, {}
+        texts = {}
         for suffix, params in self._decoding.items():
             found = jax.device_get(self._exe.answer(trainable, questions, params, k, asked.of))
             texts[suffix] = spelling.texts(self._setup.base.vocabulary, found, stops.ANSWER_STOPS)
-            said = [judge(asked.items, texts[suffix]) for judge in asked.judges]
-            labels[suffix] = [judgement.labels for judgement in said]
-            rows += [scores.renamed(judgement.row, suffix) for judgement in said]
-        return Answered(scores.merge(*rows), texts, labels)
+        return asked.judged(texts)
 
     def _outputs(self, answered: Answered) -> dict[str, list[dict[str, str]]]:
         """The answers to prompts, each with its instruction and what data set that is from."""
@@ -166,9 +176,9 @@ class HeldOut:
             for suffix, texts in answered.texts.items()
         }
 
-    def _by_topic(self, labels: Sequence[str]) -> dict[str, list[int]]:
+    def _by_topic(self, labels: Sequence[Sequence[str]]) -> dict[str, list[int]]:
         task = self._setup.task
-        return scores.by_topic(task.metrics[0], task.items, labels) if task.metrics else {}
+        return scores.by_topic(task.metrics[0], task.items, labels[0]) if task.metrics else {}
 
     def _likelihood(self, trainable: lora.Trainable, k: int) -> scores.Row:
         found = self._exe.log_likelihood("score", trainable, self._questions, k)
@@ -189,15 +199,13 @@ class HeldOut:
             info[NLL] = {"title": title, "higher_is_better": False}
         if self._setup.measured.choices is not None:
             info |= choices.info(self._setup.measured.choices)
-        prompted = self._prompts.info() if self._prompts else {}
-        return info | {name: about | {"on": "prompts"} for name, about in prompted.items()}
+        return info | (self._prompts.info() if self._prompts else {})
 
 
 def _examples(answered: Answered) -> list[list[str]]:
     """The first sampled answers, each with what all judges say."""
-    labels = map("; ".join, zip(*answered.labels[""], strict=True))
-    said = zip(answered.texts[""], labels, strict=True)
-    return [list(example) for example in said][:N_EXAMPLES]
+    texts, labels = answered.texts[""][:N_EXAMPLES], answered.labels[""]
+    return [[text, "; ".join(said[i] for said in labels)] for i, text in enumerate(texts)]
 
 
 def _lines(asked: Asked, answered: Answered) -> Iterator[dict[str, Any]]:

@@ -1,9 +1,8 @@
 """What the host knows of a run besides the state: the table, iterations, samples, tokens."""
 
-import json
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,12 @@ from isara_jax.method.state import Report
 from isara_jax.sampler import spelling
 from isara_jax.tasks.base import Item
 from isara_jax.text import stops
+
+
+def name_of(where: Mapping[str, Any]) -> str:
+    """What the files of a row of the table are called, without their suffix."""
+    parts = (where.get(key) for key in ("method", "iteration", "steps"))
+    return "_".join(str(part) for part in parts if part is not None)
 
 
 class History:
@@ -54,9 +59,7 @@ class History:
     def record(self, number: int, report: Report, workdir: pathlib.Path) -> dict[str, Any]:
         """Writes an iteration's samples to its file, and returns its entry."""
         samples = self._samples(number, report)
-        lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        path = workdir / "samples" / f"iteration_{number}.jsonl"
-        storage.atomic_write(path, lines.encode())
+        storage.write_lines(workdir / "samples" / f"iteration_{number}.jsonl", samples)
         kept = [sample for sample in samples if sample["accepted"]]
         self.data["row_ids"] += [sample["id"] for sample in kept]
         for name, count in (
@@ -96,11 +99,10 @@ class History:
         self.data["rows"].append(where | {"n": len(self._setup.task.items)} | scored.row)
         if where["method"] in ("base", "isara"):
             self.data["before" if where["method"] == "base" else "after"] = scored.examples
-        name = "_".join(str(part) for part in where.values() if part is not None)
+        name = name_of(where)
         if scored.answers:
-            lines = (json.dumps(line | where, ensure_ascii=False) for line in scored.answers)
-            path = workdir / "answers" / f"{name}.jsonl"
-            storage.atomic_write(path, "".join(f"{line}\n" for line in lines).encode())
+            lines = (line | where for line in scored.answers)
+            storage.write_lines(workdir / "answers" / f"{name}.jsonl", lines)
         model = pathlib.PurePath(pretrained.name_of(self._setup.base.path)).name
         for suffix, outputs in scored.outputs.items():
             generator = {"generator": f"{model}-{name}{suffix}"}
@@ -108,21 +110,10 @@ class History:
             storage.write_json(path, [output | generator for output in outputs])
 
     def table(self) -> list[dict[str, Any]]:
-        """The rows in the table's order, with differences in the place of the items' values.
-
-        `differences` holds, under `base` and `isara`, what `scores.differences` finds between the
-        row and the base model, and between it and the last iteration.
-        """
+        """The rows in the table's order, compared by `scores.compared`."""
         order = ("base", "sft", "icl_knn", "isara")
         rows = sorted(self.data["rows"], key=lambda row: order.index(row["method"]))
-        known = {row["method"]: row for row in rows}  # the last of each
-        found = []
-        for row in rows:
-            others = {m: known[m] for m in ("base", "isara") if known.get(m, row) is not row}
-            differences = {m: scores.differences(other, row) for m, other in others.items()}
-            kept = {key: value for key, value in row.items() if key != "items"}
-            found.append(kept | {"differences": differences})
-        return found
+        return scores.compared(rows)
 
     def write_items(self, path: pathlib.Path) -> None:
         """Writes the value of every item, a line for each row of the table.
@@ -131,8 +122,7 @@ class History:
         `iteration`, `steps`, and `items`, as `scores.Row` has them.
         """
         kept = ("method", "iteration", "steps", "items")
-        lines = (json.dumps({key: row[key] for key in kept}) for row in self.data["rows"])
-        storage.atomic_write(path, "".join(f"{line}\n" for line in lines).encode())
+        storage.write_lines(path, ({key: row[key] for key in kept} for row in self.data["rows"]))
 
     def _samples(self, number: int, report: Report) -> list[dict[str, Any]]:
         ids, vocabulary = self.data["row_ids"], self._setup.base.vocabulary

@@ -307,7 +307,7 @@ def _grid(first: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]]) ->
     return text
 
 
-def _blocks(summary: Summary) -> list[str]:
+def blocks(summary: Summary) -> list[str]:
     """The metrics: in one block where it fits, else sampled and greedy apart."""
     found, names = rows(summary), metrics(summary)
 
@@ -342,7 +342,7 @@ def text(summary: Summary) -> str:
     seeds = get(summary, "n_seeds")
     lead = " · ".join([*map(str, filter(None, facts)), *([f"{seeds} seeds"] if seeds else [])])
     lines = ["", f"ISARA · {lead}" if lead else "ISARA", ""]
-    lines += _blocks(summary)
+    lines += blocks(summary)
     if metrics(summary):
         lines += [
             "After each value its 95 % interval. ↑: higher is better; ↓: lower is better.",

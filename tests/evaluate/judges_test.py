@@ -169,7 +169,7 @@ def test_a_long_answer_loses_its_end_not_the_prompt(yes_or_no, caplog):
     with caplog.at_level("WARNING"):
         sheet = judge.sheet([("Why?", "Because of this. " * 50), ("Why?", "So."), ("W", "😀" * 99)])
     assert [r.message for r in caplog.records] == [
-        f"{folder.name}: 2 of 3 answers were cut to fit evaluation.judge_tokens=64"
+        f"{folder.name}: 2 of 3 answers were cut to fit judge_tokens=64"
     ]
     assert sheet.ids.shape == (3, 64)
     assert (sheet.lengths[::2] > 56).all() and (sheet.lengths <= 64).all()
@@ -250,7 +250,7 @@ def test_numbers_that_are_none_end_the_run(yes_or_no):
     """A judge with damaged weights must not say "no" to everything."""
     _, folder = yes_or_no
     on_devices = reading(folder).load("float32", tiny.mesh())
-    judge = judges.ModelJudge(on_devices, lambda *_: np.array([[-1.0], [np.nan], [-1.0]]), 2)
+    judge = judges.ModelJudge(on_devices, lambda *_: np.array([[-1.0], [np.nan], [-1.0]]), 3)
     with pytest.raises(config.UserError, match=f"{folder.name}.* 1 of 3 answers"):
         judge(ITEMS, ANSWERS)
 

@@ -199,7 +199,10 @@ def test_own_seeds_without_a_judge(random_model, tmp_path):
     names = {"base", "isara_1", "icl_knn", f"sft_{steps}"}
     forms = (".jsonl", ".alpaca_eval.json", "_greedy.alpaca_eval.json")
     assert {file.name for file in folder.iterdir()} == {n + form for n in names for form in forms}
-    said = lines(folder / "isara_1.jsonl")
+    written = lines(folder / "isara_1.jsonl")
+    held_out_ones = [line for line in written if line["label"] == "held_out"]
+    assert len(held_out_ones) == 2 * 4 and all(not line["verdict"] for line in held_out_ones)
+    said = [line for line in written if line["label"] is None]
     assert len(said) == 2 * 5
     for line in said:
         assert (line["method"], line["iteration"], line["label"]) == ("isara", 1, None)
@@ -216,7 +219,7 @@ def test_own_seeds_without_a_judge(random_model, tmp_path):
             for line in mine
         ]
     examples = [(e["question"], e["after"]) for e in summary["examples"]]
-    assert examples == [(line["prompt"], line["answer"]) for line in said[:5]]
+    assert examples == [(line["prompt"], line["answer"]) for line in held_out_ones[:4]]
 
 
 def command(*flags):
