@@ -71,7 +71,8 @@ class Answer:
 
     k: int = 6  # ASSUMED: 4 to 8
     order: Literal["nearest_last", "nearest_first"] = "nearest_last"  # ASSUMED
-    model: Literal["current", "base"] = "current"  # ASSUMED; base: as before the first iteration
+    # ASSUMED, and better on the models tried (docs/real_model.md); base: as before iteration 1.
+    model: Literal["current", "base"] = "base"
     max_tokens: int = 0  # as of questions
     prompt_tokens: int = 0
     sampling: Sampling = Sampling(temperature=0.7, top_p=0.9)  # ASSUMED
