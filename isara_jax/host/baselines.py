@@ -65,13 +65,12 @@ class Baselines:
 
     def __call__(self) -> Iterator[Baseline]:
         """Trains one after the other, so that one is held at a time."""
-        for method in self._setup.config.evaluation.baselines:
-            if method in _SHOWN:
-                yield self._in_context(method)
-            elif method == "sft":
-                yield from self._sft()
-            else:
-                yield self._one_round()
+        asked = self._setup.config.evaluation.baselines
+        yield from (self._in_context(method) for method in _SHOWN if method in asked)
+        if "sft" in asked:
+            yield from self._sft()
+        if "one_round" in asked:
+            yield self._one_round()
 
     def _fresh(self) -> State:
         """The state before the first iteration, with all seeds: no baseline has fewer."""

@@ -27,8 +27,8 @@ class History:
 
     `data` holds `rows` (of the table, with the values of all items), `iterations`, `row_ids` (of
     the pool's rows), `before` and `after` (example answers with labels), `seconds` and `tokens`;
-    `base_validation_loss` where an iteration is chosen (`config.keep`), `sft` where SFT's length
-    is, `one_round` where there is that baseline.
+    `base` has the base model's `validation_loss` where an iteration is chosen (`config.keep`);
+    there is `sft` where SFT's length is, and `one_round` where that is a baseline.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -231,7 +231,7 @@ class History:
             "iteration": validation.best(losses) + 1,
             "last": len(losses),
             "validation": losses,
-            "base": self.data["base_validation_loss"],
+            "base": self.data["base"]["validation_loss"],
             "n": self._setup.n_validation,
         }
 

@@ -161,10 +161,9 @@ class _Run:
     def _iterate(self, state: State, writer: metrics.MetricWriter) -> State:
         if not self.history.data["rows"]:
             rates = self._evaluate("base", "base model", self._fresh().trainable)
-            if self.setup.config.keep == "best":
-                rates["validation_loss"] = self._validation_loss(self._fresh().trainable)
-                self.history.data["base_validation_loss"] = rates["validation_loss"]
-            writer.write(0, rates)
+            measured = self._validated(self._fresh().trainable)
+            self.history.data["base"] = measured
+            writer.write(0, rates | measured)
         if int(jax.device_get(state.step)) < self.setup.config.iterations:
             self.exe.compile_step(state)
         self.progress.say(f"  compiled, {self.exe.seconds:.0f} s in all")
@@ -175,12 +174,11 @@ class _Run:
             entry = self.history.record(number, jax.device_get(report), self.workdir)
             self._tell(entry)
             rates = self._evaluate("isara", "after it", state.trainable, iteration=number)
-            if self.setup.config.keep == "best":
-                rates["validation_loss"] = self._validation_loss(state.trainable)
-                self.history.data["iterations"][-1] |= {"validation_loss": rates["validation_loss"]}
+            measured = self._validated(state.trainable)
+            self.history.data["iterations"][-1] |= measured
             reasons = {f"reason/{name}": count for name, count in entry["reasons"].items()}
             numbers = {k: v for k, v in entry.items() if isinstance(v, (int, float))}
-            writer.write(number, rates | reasons | numbers)
+            writer.write(number, rates | reasons | numbers | measured)
             self.history.data["seconds"] = dict(self.progress.seconds)
             self.place.keep()  # before the checkpoint, which vouches for it
             self.checkpoints.save(number, state, self.history.data)
@@ -188,12 +186,15 @@ class _Run:
                 self._export_if_best(state)
         return state
 
-    def _validation_loss(self, trainable: lora.Trainable) -> float:
+    def _validated(self, trainable: lora.Trainable) -> dict[str, float]:
+        """A model's `validation_loss`, where an iteration is chosen by it."""
+        if self.setup.config.keep == "last":
+            return {}
         self.progress.lap("host")
         loss = validation.loss(self.setup, self.exe, trainable)
         self.progress.lap("validation")
         self.progress.say(f"  loss on {self.setup.n_validation} validation seeds: {loss:.3f}")
-        return loss
+        return {"validation_loss": loss}
 
     def _export_if_best(self, state: State) -> None:
         """Writes the result where the iteration just done, or restored, is the best so far.
