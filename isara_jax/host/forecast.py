@@ -37,8 +37,8 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
         [
             f"ISARA on {model.name}: {s.n_params / 1e6:,.1f} M parameters, "
             f"{np.dtype(p.model.dtype).name}",
-            f"  domain      {s.task.name}: {len(s.task.seeds)} seeds{_choosing(s)}, {_held_out(s)}, "
-            f"scored by {', '.join(by)}",
+            f"  domain      {s.task.name}: {len(s.task.seeds)} seeds{_choosing(s)}, "
+            f"{_held_out(s)}, scored by {', '.join(by)}",
             *_sources(s),
             f"  texts       {_texts(s.base.vocabulary)}",
             f"  devices     {p.mesh.size} × {devices[0].device_kind}, mesh {axes}",
@@ -125,7 +125,7 @@ def _minutes(s: Setup) -> int:
 
 
 class _Fits(NamedTuple):
-    """SFT's trainings: lengths that are `measured`, and the sum of all `shares` of ISARA's steps."""
+    """SFT's trainings: lengths of which rows are `measured`; all `shares` of ISARA's steps."""
 
     measured: tuple[float, ...]
     shares: float

@@ -39,9 +39,12 @@ def written(rng, alphabet, longest):
 
 @pytest.mark.parametrize(("alphabet", "longest"), [(2, 9), (4, 12), (12, 30), (3, 90)])
 def test_near_is_what_the_package_says(alphabet, longest):
-    """Every pair is compared, whatever is skipped for speed: few words, many repeats, long texts."""
+    """Every pair is compared, whatever is skipped for speed: repeated words, long texts."""
     rng = random.Random(alphabet)
     ours, held_out = ([written(rng, alphabet, longest) for _ in range(40)] for _ in range(2))
+    for i in range(0, 40, 2):  # some are near: a word in four or five is another
+        words = [rng.choice("xyz") if rng.random() < 0.22 else w for w in held_out[i].split()]
+        ours[i] = " ".join(words)
     vocabulary = Words()
     compared = leakage.HeldOut(held_out, vocabulary)
     rows = [one.bare for one in vocabulary.try_spellings(ours, tokens.IN_QUESTION)]
@@ -54,7 +57,7 @@ def test_near_is_what_the_package_says(alphabet, longest):
 
 
 def test_what_is_counted():
-    """An identical question is near, also one that the tokenizer changes; nothing is near nothing."""
+    """An identical question is near, also one that the tokenizer changes."""
     held_out = leakage.HeldOut(["how to bake a cake", "stop !", "how to bake a cake"], Words())
     asked = ["how to bake a cake", "how to bake a loaf", "stop !", "who are you", ""]
     assert held_out.count(asked) == {"n": 5, "near": 3, "identical": 2}
