@@ -1,7 +1,7 @@
 """The baselines: what is shown, what trains, who draws; and what is chosen by validation seeds."""
 
 import functools
-import json
+import itertools
 
 import jax
 import numpy as np
@@ -102,7 +102,7 @@ def test_the_lowest_loss_is_chosen():
 def test_seeds_to_choose_by_are_needed(random_model, data):
     """Otherwise the held-out items would have to choose."""
     c = small(random_model, keep="best")
-    with pytest.raises(config.ConfigError, match=r"keep='best' needs .* task.validation=-1 keeps"):
+    with pytest.raises(config.ConfigError, match=r"keep='best' needs .*--config.task.validation=2"):
         setup.prepare(config.resolve(c), data, None)
 
 
@@ -181,7 +181,7 @@ def test_one_round_is_one_iteration_with_all_samples(
     samples = lines(tmp_path / "samples" / "one_round.jsonl")
     assert len(samples) == summary["one_round"]["attempted"] == 2 * SAMPLES
     shown = {row for sample in samples for row in sample["demonstrations"]}
-    assert shown == {f"seed-{i + 1}" for i in range(SEEDS)}
+    assert shown <= {f"seed-{i + 1}" for i in range(SEEDS)}
     assert len(summary["iterations"]) == 2 and summary["seconds"]["one_round"] > 0
     assert summary["tokens"]["questions"] == sum(int(r.question.drawn) for *_, r in isara)
     if execution == "fused":
@@ -199,8 +199,8 @@ def test_one_round_is_one_iteration_with_all_samples(
 
 
 def keeping(model):
-    c = small(model, keep="best", iterations=3, task__validation=3, evaluation__n=4)
-    c.evaluation.baselines = ("icl_fixed", "one_round")
+    c = small(model, keep="best", task__validation=3, evaluation__n=4)
+    c.evaluation.baselines = ("one_round",)
     c.train.learning_rate, c.train.epochs = 0.05, 4  # too high: later iterations are worse
     return config.resolve(c)
 
@@ -216,7 +216,7 @@ def test_the_best_iteration_is_kept(kept):
     workdir, summary = kept
     found = summary["kept"]
     losses = found["validation"]
-    assert found["iteration"] == int(np.argmin(losses)) + 1 < found["last"] == len(losses) == 3
+    assert found["iteration"] == int(np.argmin(losses)) + 1 < found["last"] == len(losses) == 2
     assert [line.get("validation_loss") for line in lines(workdir / "metrics.jsonl")] == [
         found["base"], *losses
     ]  # fmt: skip
@@ -226,7 +226,7 @@ def test_the_best_iteration_is_kept(kept):
             for sample in lines(workdir / "samples" / f"{name}.jsonl")
             for row in sample["demonstrations"]
         }
-        for name in ("iteration_1", "iteration_2", "iteration_3", "one_round")
+        for name in ("iteration_1", "iteration_2", "one_round")
     }
     unseen = {f"seed-{i + 1}" for i in range(SEEDS - 3, SEEDS)}
     assert unseen <= shown.pop("one_round") and not any(unseen & rows for rows in shown.values())
@@ -235,26 +235,28 @@ def test_the_best_iteration_is_kept(kept):
     assert said in (workdir / "report.html").read_text()
 
 
-@pytest.mark.parametrize("where", ["step", "export"])
-def test_the_best_iteration_outlives_an_interruption(
-    kept, random_model, tmp_path, monkeypatch, where
-):
-    """Killed in the iteration after the best one, or before the best one's adapter was written."""
+def test_the_best_iteration_outlives_interruptions(kept, random_model, tmp_path, monkeypatch):
+    """Killed before the best one's adapter was written, and in the iteration after it."""
     uninterrupted, summary = kept
-    holder, name = (Executables, "step") if where == "step" else (results, "export")
-    real, calls = getattr(holder, name), []
-
-    def dies(*args):
-        calls.append(1)
-        if len(calls) == (summary["kept"]["iteration"] + 1 if where == "step" else 1):
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(holder, name, dies)
-    with pytest.raises(KeyboardInterrupt):
-        run.run(keeping(random_model), tmp_path)
+    assert summary["kept"]["iteration"] == 1
+    for holder, name, at in ((results, "export", 1), (Executables, "step", 1)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(holder, name, dies_at(at, getattr(holder, name)))
+            run.run(keeping(random_model), tmp_path)
     continued = run.run(keeping(random_model), tmp_path)
     assert continued["kept"] == summary["kept"]
+    assert continued["rows"] == summary["rows"]
     ours, theirs = adapter(tmp_path), adapter(uninterrupted)
     assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
-    assert json.loads((tmp_path / "summary.json").read_text())["rows"] == summary["rows"]
+
+
+def dies_at(call, function):
+    """`function`, interrupted the n-th time it is called."""
+    calls = itertools.count(1)
+
+    def dying(*args):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    return dying
