@@ -30,7 +30,6 @@ def get_config(model: str = "tiny_llama") -> ml_collections.ConfigDict:
     c = config.default()
     c.model.path = model
     c.task.name = "safety"
-    c.evaluation.sft_steps = (0.25, 0.5, 1.0)
     if model in pretrained.BUNDLED:
         _tiny(c)
     elif model in shapes.NETWORKS:
@@ -41,6 +40,7 @@ def get_config(model: str = "tiny_llama") -> ml_collections.ConfigDict:
 def _tiny(c: ml_collections.ConfigDict) -> None:
     """A model of a million parameters, which is asked and taught in minutes."""
     c.samples_per_iteration = 384
+    c.evaluation.baselines = config.BASELINES
     # With its own earlier answers as a model to follow, refusals spread to benign requests.
     c.answer.model = "base"
     # The rate best for SFT on the seeds, of 3e-4, 1e-3 and 3e-3; ISARA takes the same.

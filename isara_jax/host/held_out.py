@@ -11,6 +11,7 @@ from isara_jax.devices import mesh
 from isara_jax.evaluate import answers, choices, judges, refusals, scores
 from isara_jax.host.executables import Executables
 from isara_jax.host.setup import Setup
+from isara_jax.method.state import Pool
 from isara_jax.models import lora
 from isara_jax.sampler import sampling, spelling
 from isara_jax.tasks import base
@@ -94,8 +95,8 @@ class HeldOut:
     Where nobody judges by rule, the likelihood of the reference answers is measured too.
     """
 
-    def __init__(self, setup: Setup, exe: Executables, questions: answers.Questions) -> None:
-        self._setup, self._exe, self._questions = setup, exe, questions
+    def __init__(self, setup: Setup, exe: Executables, seeds: Pool) -> None:
+        self._setup, self._exe, self._seeds = setup, exe, seeds
         warm = setup.config.evaluation.temperature
         decoding = {
             suffix: config.traced(
@@ -132,11 +133,11 @@ class HeldOut:
         asked = self._held_out or self._prompts
         return asked.items if asked else ()
 
-    def score(self, trainable: lora.Trainable, k: int) -> Scored:
-        """Scores a model with k demonstrations."""
+    def score(self, trainable: lora.Trainable, how: int | None = None) -> Scored:
+        """Scores a model, shown seeds as `how` says (`answers.NEAREST` and others), or none."""
         s, rows, by_topic = self._setup, [], {}
         found = {
-            asked.of: (asked, self._answered(asked, trainable, k))
+            asked.of: (asked, self._answered(asked, trainable, how))
             for asked in (self._held_out, self._prompts)
             if asked is not None
         }
@@ -145,9 +146,9 @@ class HeldOut:
             rows.append(answered.row)
             by_topic = self._by_topic(answered.labels[""])
         if s.task.judge is None and s.task.items:
-            rows.append(self._likelihood(trainable, k))
+            rows.append(self._likelihood(trainable, how))
         if s.measured.choices is not None:
-            rows.append(self._multiple_choice(s.measured.choices, trainable, k))
+            rows.append(self._multiple_choice(s.measured.choices, trainable, how))
         if self._prompts is not None:
             rows.append(found[self._prompts.of][1].row)
         examples = next((_examples(answered) for _, answered in found.values()), [])
@@ -155,8 +156,25 @@ class HeldOut:
         outputs = self._outputs(found[self._prompts.of][1]) if self._prompts else {}
         return Scored(scores.merge(*rows) | {"by_topic": by_topic}, examples, said, outputs)
 
-    def _answered(self, asked: Asked, trainable: lora.Trainable, k: int) -> Answered:
-        questions = answers.Questions(asked.pairs, self._questions.seeds)
+    def _asked_with(
+        self, pairs: packing.Pairs, how: int | None, number: np.ndarray | None = None
+    ) -> tuple[answers.Questions, int]:
+        """Questions with the seeds that may be shown with them, and how many are.
+
+        Args:
+          pairs: N of them.
+          how: the seeds are chosen; None: none is shown.
+          number: `[N]` of rows of which several are of one question.
+        """
+        if how is None:
+            return answers.Questions(pairs), 0
+        if number is None:
+            number = np.arange(len(pairs.question.bare.lengths))
+        shown = answers.Shown.of(self._seeds, how, number, self._setup.program.mesh)
+        return answers.Questions(pairs, shown), self._setup.config.evaluation.k
+
+    def _answered(self, asked: Asked, trainable: lora.Trainable, how: int | None) -> Answered:
+        questions, k = self._asked_with(asked.pairs, how)
         texts = {}
         for suffix, params in self._decoding.items():
             found = jax.device_get(self._exe.answer(trainable, questions, params, k, asked.of))
@@ -180,14 +198,15 @@ class HeldOut:
         task = self._setup.task
         return scores.by_topic(task.metrics[0], task.items, labels[0]) if task.metrics else {}
 
-    def _likelihood(self, trainable: lora.Trainable, k: int) -> scores.Row:
-        found = self._exe.log_likelihood("score", trainable, self._questions, k)
+    def _likelihood(self, trainable: lora.Trainable, how: int | None) -> scores.Row:
+        questions, k = self._asked_with(self._setup.measured.held_out, how)
+        found = self._exe.log_likelihood("score", trainable, questions, k)
         return scores.of_likelihood(*jax.device_get(found))
 
     def _multiple_choice(
-        self, asked: choices.Choices, trainable: lora.Trainable, k: int
+        self, asked: choices.Choices, trainable: lora.Trainable, how: int | None
     ) -> scores.Row:
-        questions = answers.Questions(asked.pairs, self._questions.seeds)
+        questions, k = self._asked_with(asked.pairs, how, asked.question)
         log_likelihood, _ = self._exe.log_likelihood("choices", trainable, questions, k)
         return choices.measure(asked, np.asarray(jax.device_get(log_likelihood)))
 

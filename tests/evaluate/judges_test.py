@@ -304,7 +304,7 @@ def test_judges_and_choices_are_columns_of_the_table(yes_or_no, random_model, tm
     exe = Executables(s.program, s.inputs)
     with jax.transfer_guard("disallow"):
         start = exe.start(s.seeds)
-        scored = held_out.HeldOut(s, exe, answers.Questions(s.measured.held_out, start.pool))
+        scored = held_out.HeldOut(s, exe, start.pool)
         (row, examples, said, outputs), again = (scored.score(start.trainable, 0) for _ in range(2))
     yes, on_prompts = f"{folder.name}_yes", f"{folder.name}_yes_on_prompts"
     refused = ["refused_unsafe", "refused_safe", "refused_unsafe_greedy", "refused_safe_greedy"]
@@ -395,7 +395,7 @@ def mc1_both_ways(folder, rows, workdir):
     s = setup.prepare(config.resolve(c), workdir / "data", None)
     exe = Executables(s.program, s.inputs)
     start = exe.start(s.seeds)
-    questions = answers.Questions(s.measured.choices.pairs, start.pool)
+    questions = answers.Questions(s.measured.choices.pairs)
     ours = np.asarray(exe.log_likelihood("choices", start.trainable, questions, 0)[0])
     model = transformers.LlamaForCausalLM.from_pretrained(folder)
     theirs, right = [], 0
