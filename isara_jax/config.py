@@ -39,6 +39,9 @@ class Task:
     seeds: str = ""  # its formats and fields: tasks.files.read_seeds
     n_seeds: int = 0  # how many seeds to use; 0: all of a file, 32 of the bundled world
     topics: tuple[str, ...] = ()  # restricts bundled seeds to some topics
+    # Seeds by which SFT's length is chosen (it is then trained on all), and ISARA's iteration under
+    # `keep`; -1: a quarter of 16 seeds or more, none of fewer.
+    validation: int = -1
     # Own pairs kept back, for the likelihood where there is no judge; -1: a quarter of the file, at
     # least 8 of 24 pairs or more, at least 1 of fewer, at most 256 (see tasks.domains.n_held_out).
     held_out: int = -1
@@ -71,7 +74,9 @@ class Answer:
 
     k: int = 6  # ASSUMED: 4 to 8
     order: Literal["nearest_last", "nearest_first"] = "nearest_last"  # ASSUMED
-    model: Literal["current", "base"] = "current"  # ASSUMED; base: as before the first iteration
+    # ASSUMED; base: as before the first iteration. Better on the models tried (docs/real_model.md):
+    # with its own earlier answers as a model to follow, what a model overdoes spreads.
+    model: Literal["current", "base"] = "base"
     max_tokens: int = 0  # as of questions
     prompt_tokens: int = 0
     sampling: Sampling = Sampling(temperature=0.7, top_p=0.9)  # ASSUMED
@@ -128,9 +133,14 @@ class Evaluation:
     """Held-out questions, answered before, between and after the iterations."""
 
     n: int = 0  # items, and prompts; 0: all
-    k: int = 4  # demonstrations of the ICL-kNN baseline
+    # What ISARA is compared with, some of BASELINES. `one_round` draws as many samples as all
+    # iterations do and trains once: that costs what the iterations cost, so it must be asked for.
+    baselines: tuple[str, ...] = ("icl_knn", "icl_random", "icl_fixed", "sft")
+    k: int = 4  # demonstrations of the ICL baselines
     temperature: float = 1.0  # of the sampled rates
-    sft_steps: tuple[float, ...] = (0.125, 0.5, 1.0)  # shares of ISARA's steps; 1: equal compute
+    # SFT's lengths as shares of ISARA's steps; 1: equal compute. The validation seeds choose one;
+    # without them each is a row.
+    sft_steps: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0)
     judges: tuple[str, ...] = ()  # folders of models that judge: classifiers, scores, yes or no
     judge_prompts: tuple[str, ...] = ()  # with {question} and {answer}; empty: as they were trained
     judge_tokens: int = 512  # of the text a judge reads
@@ -146,6 +156,9 @@ class Config:
     iterations: int = 3
     samples_per_iteration: int = 512  # attempts, not acceptances
     pool: Literal["seeds", "seeds+generated"] = "seeds+generated"  # ASSUMED
+    # The iteration whose model is the result. best: that of the lowest loss on the validation
+    # seeds, which ISARA then never sees (the baselines do).
+    keep: Literal["last", "best"] = "last"
     execution: Literal["fused", "staged"] = "fused"
     slots: int = 64  # sequences decoded at once
     kv_cache: Literal["auto", "int8"] = "auto"  # auto: as the activations; int8: half of bf16's
@@ -169,6 +182,8 @@ class Config:
         return data, fsdp, model
 
 
+# In the table's order; each is a row's `method`, beside base and isara.
+BASELINES = ("icl_random", "icl_fixed", "icl_knn", "sft", "one_round")
 SPREAD = ("slots", "train.batch_size")  # fields whose rows are spread over data x fsdp
 
 
@@ -295,6 +310,10 @@ def _validate(c: Config) -> None:
             value = field(c, name)
             require(value >= low, name, value, f"must be {rule}")
     require(c.task.held_out >= -1, "task.held_out", c.task.held_out, "-1 is a quarter of the file")
+    require(
+        c.task.validation >= -1, "task.validation", c.task.validation,
+        "-1 is a quarter of the seeds, 0 none",
+    )  # fmt: skip
     for stage in ("question", "answer"):
         s = field(c, stage).sampling
         require(s.temperature >= 0, f"{stage}.sampling.temperature", s.temperature, "not below 0")
@@ -311,6 +330,9 @@ def _validate(c: Config) -> None:
         not c.train.init_adapter or c.train.trainable == "lora", "train.init_adapter",
         c.train.init_adapter, "needs train.trainable='lora'; export the adapter merged instead",
     )  # fmt: skip
+    for name in c.evaluation.baselines:
+        rule = f"choose among {', '.join(BASELINES)}{nearest(name, BASELINES)}"
+        require(name in BASELINES, "evaluation.baselines", name, rule)
     for share in c.evaluation.sft_steps:
         require(share > 0, "evaluation.sft_steps", share, "shares must be above 0")
     require(

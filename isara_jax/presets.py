@@ -30,16 +30,14 @@ def is_bundled(model: str) -> bool:
 
 def _tiny(c: ml_collections.ConfigDict) -> None:
     """A model of a million parameters, which is asked and taught in minutes."""
-    c.samples_per_iteration = 384
-    # With its own earlier answers as a model to follow, refusals spread to benign requests.
-    c.answer.model = "base"
+    c.samples_per_iteration, c.evaluation.baselines = 384, config.BASELINES
     # The rate best for SFT on the seeds, of 3e-4, 1e-3 and 3e-3; ISARA takes the same.
     c.train.learning_rate, c.train.epochs = 1e-3, 6
 
 
 def _large(c: ml_collections.ConfigDict) -> None:
     """A model of billions of parameters: longer texts, more of them, a gentler rate."""
-    c.samples_per_iteration, c.slots, c.task.n_seeds, c.answer.model = 1024, 128, 64, "base"
+    c.samples_per_iteration, c.slots, c.task.n_seeds = 1024, 128, 64
     c.train.learning_rate, c.train.epochs = 2e-4, 3
     for stage in (c.question, c.answer):
         stage.k, stage.prompt_tokens, stage.max_tokens = 8, 1024, 128

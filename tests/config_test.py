@@ -48,6 +48,9 @@ def test_every_config_file_resolves_and_tells_its_command(path):
         ("train.lora.rank", 0, "config.train.lora.rank=0: must be at least 1"),
         ("retrieval.layer", 1, "config.retrieval.layer=1: counts from the end"),
         ("evaluation.sft_steps", (0.0,), "config.evaluation.sft_steps=0.0"),
+        ("evaluation.baselines", ("icl_knm",), "did you mean 'icl_knn'?"),
+        ("task.validation", -2, "config.task.validation=-2: -1 is a quarter"),
+        ("keep", "first", "config.keep='first': choose one of last, best"),
         ("task", "safety", "config.task is a group of fields, not 'safety'"),
     ],
 )

@@ -214,7 +214,7 @@ class _Trained:
             self.setup = setup.prepare(config.resolve(c), pathlib.Path(folder), None)
         self.exe = Executables(self.setup.program, self.setup.inputs)
         self.batch_size = c.train.batch_size
-        self._questions = answers.Questions(self.setup.measured.held_out, self.start().pool)
+        self._questions = answers.Questions(self.setup.measured.held_out)
 
     def start(self) -> State:
         return self.exe.start(self.setup.seeds)
@@ -251,7 +251,8 @@ def sft(trained: _Trained) -> None:
 
     def fit(epochs: int) -> lora.Trainable:
         steps = np.int32(epochs * math.ceil(n_seeds / trained.batch_size))
-        return trained.exe.fine_tune_on_seeds(start, trained.place(steps)).trainable
+        n, steps = map(trained.place, (np.int32(n_seeds), steps))
+        return trained.exe.fine_tune_on_seeds(start, n, steps).trainable
 
     trained.grid(f"{n_seeds} seeds", fit)
 

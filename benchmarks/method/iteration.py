@@ -33,7 +33,7 @@ from isara_jax.devices import mesh
 from isara_jax.host import executables
 from isara_jax.method import iteration, prompting
 from isara_jax.method.program import Inputs, Program
-from isara_jax.method.state import State
+from isara_jax.method.state import Pool, State
 from isara_jax.models import lora
 from isara_jax.planning import roofline
 from isara_jax.sampler import decode, spelling
@@ -134,11 +134,12 @@ def measure(work: workload.Workload) -> Measured:
     capacity = p.sizes.prompt(
         c.answer.k, c.answer.prompt_tokens, c.answer.max_tokens, c.question.max_tokens
     )
-    shown = timed(
-        lambda base, pool, part: prompting.answer_prompts(
-            p, base, pool, part, c.answer.k, capacity
-        ), inputs.base, state.pool, part,
-    )  # fmt: skip
+
+    def retrieve(inputs: Inputs, pool: Pool, part: packing.Part) -> tuple:
+        nearest, _ = prompting.nearest_demonstrations(p, inputs, pool, part, c.answer.k)
+        return prompting.answer_prompts(p, pool, part, nearest, capacity)
+
+    shown = timed(retrieve, inputs, state.pool, part)
     stages["retrieve"] = (roofline.prefill_work(n, lengths), shown)
     answers = timed(bind(iteration.answer_questions, p), inputs, state, question)
     first = timed(bind(_prefill, p), inputs, state.trainable, shown.result[0])

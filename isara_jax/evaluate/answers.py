@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from isara_jax.devices import mesh
 from isara_jax.method import keys, prompting, train
@@ -13,26 +15,73 @@ from isara_jax.models import lora
 from isara_jax.sampler import decode, sampling
 from isara_jax.text import packing
 
+# How the seeds that are shown are chosen. Nearest: ICL-kNN. Random: anew for each question. Fixed:
+# the first ones with every question, as in URIAL (arXiv 2312.01552).
+NEAREST, RANDOM, FIXED = range(3)
+
+
+class Shown(NamedTuple):
+    """Which seeds are shown with N questions; traced, so one executable serves all ways.
+
+    Attributes:
+      seeds: a pool of them.
+      how: NEAREST, RANDOM or FIXED: int32 scalar.
+      number: `[N]` int32, the question of each row: rows of one question are shown the same seeds.
+    """
+
+    seeds: Pool
+    how: jax.Array
+    number: jax.Array
+
+    @classmethod
+    def of(cls, seeds: Pool, how: int, number: np.ndarray, where: Mesh) -> "Shown":
+        """Of host values, placed beside the seeds."""
+        return cls(seeds, *mesh.place((np.int32(how), number.astype(np.int32)), where))
+
 
 class Questions(NamedTuple):
-    """Held-out pairs, and a pool of the seeds, which may be shown with them.
+    """Held-out pairs, and the seeds that are shown with them, None where none is.
 
     Of prompts without references the answers are empty, and as wide as may be generated.
     """
 
     pairs: packing.Pairs
-    seeds: Pool
+    shown: Shown | None = None
 
 
 def _prompts(p: Program, inputs: Inputs, held_out: Questions, k: int) -> packing.Prompts:
-    """Prompts with the k nearest seeds, or with none."""
+    """Prompts with k seeds, or with none."""
     question, longest = held_out.pairs.question.joined, held_out.pairs.question.bare.ids.shape[1]
     if k:
         answer_tokens = held_out.pairs.answer.bare.ids.shape[1]
         capacity = p.sizes.prompt(k, 0, answer_tokens, longest)
-        return prompting.answer_prompts(p, inputs.base, held_out.seeds, question, k, capacity)[0]
+        chosen = _chosen(p, inputs, held_out, k)
+        return prompting.answer_prompts(p, held_out.shown.seeds, question, chosen, capacity)[0]
     nothing = packing.no_demonstrations(question.ids.shape[0])
     return packing.prompts(p.template, *nothing, p.template.overhead(0) + longest, question)
+
+
+def _chosen(p: Program, inputs: Inputs, held_out: Questions, k: int) -> jax.Array:
+    """The seeds shown with each question: rows `[N, k]`, the most important first, -1 for none."""
+    shown = held_out.shown
+    assert shown is not None, "k seeds are to be shown, and nobody says which"
+    pool = shown.seeds
+
+    def nearest() -> jax.Array:
+        question = held_out.pairs.question.joined
+        return prompting.nearest_demonstrations(p, inputs, pool, question, k)[0]
+
+    def random() -> jax.Array:
+        key = keys.random_demonstrations(inputs.hyper.seed)
+        each = jax.vmap(lambda number: jax.random.fold_in(key, number))(shown.number)
+        return jax.vmap(lambda key: prompting.distinct_rows(key, pool.count, k))(each)
+
+    def fixed() -> jax.Array:
+        rows = jnp.arange(k, dtype=jnp.int32)
+        rows = jnp.where(rows < pool.count, rows, -1)
+        return jnp.broadcast_to(rows, (*shown.number.shape, k))
+
+    return jax.lax.switch(shown.how, (nearest, random, fixed))
 
 
 def answer(

@@ -46,6 +46,7 @@ CONVERSATION = "BEGINNING OF CONVERSATION: USER: {question} ASSISTANT:{answer}"
 TRUTH = "Q: {question}\nA: {answer}\nTrue:"
 YES = " yes"
 THRESHOLD = 0.5
+RULE = "rule"  # what `evaluate.refusals` is called
 _MARK = "\ufdd0"  # a noncharacter: no text holds it
 _YES_TOKENS = 8  # more than any vocabulary spells " yes" with
 
@@ -177,6 +178,7 @@ class Prompt:
       vocabulary: the judge's.
 
     Attributes:
+      template: as given.
       ends: whether the template itself ends with an EOS.
     """
 
@@ -186,6 +188,7 @@ class Prompt:
         special = {t.content: (i, t) for i, t in added.items() if t.special and t.content}
         longest_first = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
         found = set(re.findall(longest_first, template)) if special else set()
+        self.template = template
         self._tokenizer = copy.deepcopy(tokenizer) if found else tokenizer
         self._ids: dict[int, int] = {}
         for name in sorted(found):
@@ -298,7 +301,7 @@ class Reading:
         cut = sum(answer != kept for (_, kept), (_, answer) in zip(texts, pairs, strict=True))
         if cut:
             logging.warning(
-                "%s: %d of %d answers were cut to fit evaluation.judge_tokens=%d",
+                "%s: %d of %d answers were cut to fit judge_tokens=%d",
                 self.name, cut, len(pairs), self.capacity,
             )  # fmt: skip
         rows = [[*row, *self.tail] for row, _ in texts]
@@ -383,17 +386,17 @@ class ModelJudge:
     Args:
       loaded: the model.
       call: `call(name, function, *args)`, which compiles once and calls.
-      rows_at_once: texts in memory at once.
+      rows_at_once: texts that it reads at once: with fewer or more it is the same executable.
       of: what the answers are to, where it judges others too: its metrics are named apart.
     """
 
     def __init__(self, loaded: Loaded, call: Callable, rows_at_once: int, of: str = "") -> None:
-        self.name, self._of = loaded.name, of
+        self.name, self._of, self._rows_at_once = loaded.name, of, rows_at_once
         self._loaded, self._reading = loaded, loaded.reading
         on = f"_on_{of}" if of else ""
         self._metric = f"{loaded.name}_{loaded.reading.kind.suffix}{on}"
-        function = functools.partial(_outputs, loaded.model, loaded.mesh, rows_at_once)
-        self._call = functools.partial(call, f"judge_{loaded.name}{on}", function, loaded.params)
+        function = functools.partial(_outputs, loaded.model, loaded.mesh)
+        self._call = functools.partial(call, f"judge_{loaded.name}", function, loaded.params)
 
     def info(self) -> dict[str, dict[str, Any]]:
         kind = self._reading.kind
@@ -411,8 +414,13 @@ class ModelJudge:
         Raises:
           config.UserError: an output is not a finite number.
         """
-        sheet = mesh_lib.place(self._reading.sheet(pairs), self._loaded.mesh)
-        found = np.asarray(jax.device_get(self._call(sheet)))
+        sheet, portions = self._reading.sheet(pairs), []
+        for first in range(0, len(pairs), self._rows_at_once):
+            # The last portion is filled up with copies.
+            index = np.minimum(first + np.arange(self._rows_at_once), len(pairs) - 1)
+            portion = mesh_lib.place(Sheet(*(part[index] for part in sheet)), self._loaded.mesh)
+            portions.append(np.asarray(jax.device_get(self._call(portion))))
+        found = np.concatenate(portions)[: len(pairs)]
         bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
         if len(bad):
             raise config.UserError(
@@ -424,23 +432,17 @@ class ModelJudge:
         return found
 
 
-def _outputs(
-    model: decoder.Decoder, mesh: Mesh, rows_at_once: int, params: dict, sheet: Sheet
-) -> jax.Array:
+def _outputs(model: decoder.Decoder, mesh: Mesh, params: dict, sheet: Sheet) -> jax.Array:
     """Outputs `[N, n_labels]` at each text's end, or the log-probability `[N, 1]` of its tail."""
+    rows = jax.tree.map(lambda x: mesh_lib.constrain(x, mesh, mesh_lib.BATCH), sheet)
     variables = {"params": params}
-
-    def heads(rows: Sheet) -> jax.Array:
+    if model.config.n_labels:
         hidden, _ = model.apply(variables, rows.ids)
         last = jnp.take_along_axis(hidden, rows.lengths[:, None, None] - 1, axis=1)[:, 0]
         return model.apply(variables, last, method="scores")
-
-    def yes(rows: Sheet) -> jax.Array:
-        batch = train.Sequences(rows.ids, rows.lengths, rows.begin, None)
-        losses, inside = train.answer_losses(model, variables, batch, _YES_TOKENS)
-        return -jnp.sum(losses * inside, axis=1, keepdims=True)
-
-    return mesh_lib.map_rows(heads if model.config.n_labels else yes, sheet, rows_at_once, mesh)
+    batch = train.Sequences(rows.ids, rows.lengths, rows.begin, None)
+    losses, inside = train.answer_losses(model, variables, batch, _YES_TOKENS)
+    return -jnp.sum(losses * inside, axis=1, keepdims=True)
 
 
 def read(evaluation: config.Evaluation) -> tuple[Reading, ...]:
@@ -468,6 +470,11 @@ def read(evaluation: config.Evaluation) -> tuple[Reading, ...]:
         raise config.ConfigError(
             f"config.evaluation.judges: folders are called alike ({', '.join(names)}); rename or "
             "copy one"
+        )
+    if taken := {Oracle.name, RULE} & {*names}:
+        raise config.ConfigError(
+            f"config.evaluation.judges: {' and '.join(taken)} is what a judge without a model is "
+            "called; rename the folder"
         )
     return tuple(found)
 

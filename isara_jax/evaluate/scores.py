@@ -160,6 +160,24 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, lis
     return found
 
 
+def compared(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a table with differences in the place of the items' values.
+
+    `differences` holds, under `base` and `isara`, what `differences` finds between the row and the
+    base model, and between it and the last iteration.
+
+    Args:
+      rows: in the table's order, each with its `method`.
+    """
+    known = {row["method"]: row for row in rows}  # the last of each
+    found = []
+    for row in rows:
+        others = {m: known[m] for m in ("base", "isara") if known.get(m, row) is not row}
+        kept = {key: value for key, value in row.items() if key != "items"}
+        found.append(kept | {"differences": {m: differences(o, row) for m, o in others.items()}})
+    return found
+
+
 def of_labels(
     metrics: Sequence[base.Metric], items: Sequence[base.Item], labels: Sequence[str]
 ) -> Row:

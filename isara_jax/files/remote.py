@@ -246,18 +246,31 @@ def reading(name: str | pathlib.Path, *folders: str) -> Iterator[pathlib.Path]:
       name: the path.
       folders: those in it that are copied, too.
     """
+    with finished(name, *folders) as found:
+        yield found.local
+
+
+@contextlib.contextmanager
+def finished(name: str | pathlib.Path, *folders: str) -> Iterator["Workdir"]:
+    """The folder of a finished run: of a URL a copy, of which `keep` mirrors what has changed.
+
+    Args:
+      name: the path.
+      folders: those in it that are copied, too.
+    """
     place = path(name)
     if isinstance(place, pathlib.Path):
-        yield place
+        yield Workdir(place)
         return
-    with storage.scratch() as folder:
-        copy = folder / place.name
-        _fetch(place, copy)
-        for name in folders:
-            _fetch(place / name, copy / name)
-        if not copy.exists():
+    with storage.scratch() as scratch:
+        found = Workdir(scratch / place.name, place)
+        _fetch(place, found.local)
+        for folder in folders:
+            _fetch(place / folder, found.local / folder)
+        if not found.local.exists():
             raise config.UserError(f"{place}: not found, or empty; check the path")
-        yield copy
+        found.note()
+        yield found
 
 
 def _fetch(url: Url, target: pathlib.Path) -> None:
@@ -315,16 +328,23 @@ class Workdir:
         """Where users find a file of the folder."""
         return (self.url or self.local) / name
 
+    def note(self) -> None:
+        """What is there now is what is there at the URL, too."""
+        self._kept = {name: self._version(name) for name in self._names()}
+
     def keep(self) -> None:
         """Mirrors what has changed, but for checkpoints; the summary, which ends a run, last."""
         if self.url is None or not self._first:
             return
         for name in sorted(self._names(), key=lambda name: (name == _LAST, name)):
-            status = (self.local / name).stat()
-            version = (status.st_mtime_ns, status.st_size)
+            version = self._version(name)
             if self._kept.get(name) != version:
                 (self.url / name).upload(self.local / name)
                 self._kept[name] = version
+
+    def _version(self, name: str) -> tuple[int, int]:
+        status = (self.local / name).stat()
+        return status.st_mtime_ns, status.st_size
 
     def _names(self) -> Iterator[str]:
         for file in self.local.rglob("*"):

@@ -9,7 +9,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from isara_jax import config
@@ -80,6 +80,16 @@ def atomic_write(path: pathlib.Path, data: bytes) -> None:
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes readable JSON atomically."""
     atomic_write(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_lines(path: pathlib.Path, rows: Iterable[Any]) -> None:
+    """Writes a line of JSON a row, atomically."""
+    atomic_write(path, json_lines(rows))
+
+
+def json_lines(rows: Iterable[Any]) -> bytes:
+    """A line of JSON a row."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 class AmbiguousError(ValueError):

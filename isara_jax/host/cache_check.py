@@ -28,7 +28,8 @@ def divergence(p: Program, inputs: Inputs, pool: Pool) -> jax.Array:
     question, c = seeds.question.joined, p.config.answer
     longest = p.config.question.max_tokens
     capacity = p.sizes.prompt(c.k, c.prompt_tokens, c.max_tokens, longest)
-    prompts = prompting.answer_prompts(p, inputs.base, pool, question, c.k, capacity)[0]
+    nearest, _ = prompting.nearest_demonstrations(p, inputs, pool, question, c.k)
+    prompts, _ = prompting.answer_prompts(p, pool, question, nearest, capacity)
     variables = {"params": inputs.base}
 
     def one(prompts: packing.Prompts) -> jax.Array:

@@ -48,8 +48,12 @@ class Checkpoints:
         with jax.transfer_guard("allow"):  # how Orbax copies is its own affair
             self._manager.save(step, args=args)
         if self._place.mirrors_checkpoints:
-            self._manager.wait_until_finished()
+            self.wait()
             self._place.keep_checkpoints()
+
+    def wait(self) -> None:
+        """Returns once all that was saved is whole."""
+        self._manager.wait_until_finished()
 
     def restore_host(self) -> dict[str, Any]:
         """The host's JSON of the newest checkpoint."""

@@ -13,7 +13,7 @@ from isara_jax.evaluate import answers
 from isara_jax.formats import weights
 from isara_jax.host import cache_check
 from isara_jax.method import iteration, train
-from isara_jax.method.program import Inputs, Program
+from isara_jax.method.program import Hyper, Inputs, Program
 from isara_jax.method.start import fine_tune_on_seeds, initial_state
 from isara_jax.method.state import Pool, Report, State
 from isara_jax.models import lora
@@ -82,8 +82,10 @@ class Executables:
         return placed
 
     def start(self, seeds: packing.Pairs) -> State:
-        """The state before the first iteration."""
-        return self._call("initial_state", initial_state, self.inputs, seeds)
+        """The state before the first iteration, with a pool of all seeds, or of fewer."""
+        n = len(seeds.question.bare.lengths)
+        name = "initial_state" if n == self.program.sizes.n_seeds else f"initial_state_of_{n}"
+        return self._call(name, initial_state, self.inputs, seeds)
 
     def cache_divergence(self, pool: Pool) -> jax.Array:
         """What a cache in 8 bits changes, in nats, for each seed."""
@@ -99,18 +101,19 @@ class Executables:
         function = functools.partial(iteration.isara_step, self.program)
         return self._get("isara_step", function, self.inputs, state, donate=1)
 
-    def step(self, state: State) -> tuple[State, Report]:
-        """One iteration; `state` is given away."""
+    def step(self, state: State, hyper: Hyper | None = None) -> tuple[State, Report]:
+        """One iteration, with other hyper-parameters if given; `state` is given away."""
+        inputs = self.inputs if hyper is None else self.inputs._replace(hyper=hyper)
         if self.program.config.execution == "fused":
-            return self.compiled_step(state)(self.inputs, state)
-        return iteration.isara_step(self.program, self.inputs, state, self._stage)
+            return self.compiled_step(state)(inputs, state)
+        return iteration.isara_step(self.program, inputs, state, self._stage)
 
     def _stage(self, name: str, stage: iteration.Stage) -> iteration.Stage:
         return lambda program, *args: self._call(f"stage_{name}", stage, *args)
 
-    def fine_tune_on_seeds(self, start: State, steps: jax.Array) -> train.Fit:
-        """The SFT baseline, from the state before the first iteration."""
-        return self._call("sft", fine_tune_on_seeds, self.inputs, start, steps)
+    def fine_tune_on_seeds(self, start: State, n: jax.Array, steps: jax.Array) -> train.Fit:
+        """The SFT baseline on n seeds, from the state before the first iteration."""
+        return self._call("sft", fine_tune_on_seeds, self.inputs, start, n, steps)
 
     def answer(
         self, trainable: lora.Trainable, held_out: answers.Questions,

@@ -1,4 +1,4 @@
-"""Whether a run's data are still those it began with: a file may change under its name.
+"""Whether data and models are still those they were: a file may change under its name.
 
 Seeds, held-out items and choices are compared by their content, not by the path they came from.
 """
@@ -6,11 +6,13 @@ Seeds, held-out items and choices are compared by their content, not by the path
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from isara_jax.tasks.base import Choice, Item, Pair
 
+_N_PIECES, _PIECE = 256, 4096
 Data = dict[str, Sequence[Pair | Item | Choice]]  # rows by what they are
 
 
@@ -38,6 +40,37 @@ def changes(found: Any, data: Data) -> str:
             first = repr(changed[0].question[:60])
             said.append(f"{part}: {len(changed)} of {len(new)}, the first is now {first}")
     return "; ".join(said)
+
+
+def of_model(folder: pathlib.Path, *others: Any) -> str:
+    """A hash of a model's folder, and of what else its outputs follow from.
+
+    Of weights it takes pieces alone, evenly apart: whatever was trained differs in some of them,
+    and reading all would take as long as loading.
+
+    Args:
+      folder: a Hugging Face directory.
+      others: values that JSON can hold.
+    """
+    digest = hashlib.sha256(json.dumps(others).encode())
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".jinja", ".model", ".txt", ".safetensors") and file.is_file():
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            for piece in _pieces(file):
+                digest.update(piece)
+    return digest.hexdigest()[:16]
+
+
+def _pieces(file: pathlib.Path) -> Iterator[bytes]:
+    """A small file as a whole, of weights `_N_PIECES` pieces of `_PIECE` bytes."""
+    size = file.stat().st_size
+    if file.suffix != ".safetensors" or size <= _N_PIECES * _PIECE:
+        yield file.read_bytes()
+        return
+    with file.open("rb") as stream:
+        for i in range(_N_PIECES):
+            stream.seek(i * (size - _PIECE) // (_N_PIECES - 1))
+            yield stream.read(_PIECE)
 
 
 def _hash(rows: Sequence[Pair | Item | Choice]) -> str:

@@ -2,7 +2,7 @@
 
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,8 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
         [
             f"ISARA on {model.name}: {s.n_params / 1e6:,.1f} M parameters, "
             f"{np.dtype(p.model.dtype).name}",
-            f"  domain      {s.task.name}: {len(s.task.seeds)} seeds, {_held_out(s)}, scored by "
-            f"{', '.join(by)}",
+            f"  domain      {s.task.name}: {len(s.task.seeds)} seeds{_choosing(s)}, "
+            f"{_held_out(s)}, scored by {', '.join(by)}",
             *_sources(s),
             f"  texts       {_texts(s.base.vocabulary)}",
             f"  devices     {p.mesh.size} × {devices[0].device_kind}, mesh {axes}",
@@ -61,6 +61,16 @@ def _sources(s: Setup) -> list[str]:
 def _choices(asked: choices.Choices) -> str:
     titles = " and ".join(choices.METRICS[name] for name in asked.metrics)
     return f"{titles} of {len(asked.asked):,} questions"
+
+
+def _choosing(s: Setup) -> str:
+    """How many seeds choose, and what."""
+    if s.validation is None:
+        return ""
+    chosen = "SFT's length"
+    if s.config.keep == "best":
+        chosen += " and the iteration kept; ISARA sees the others"
+    return f" ({s.n_validation} of them choose {chosen})"
 
 
 def _held_out(s: Setup) -> str:
@@ -87,25 +97,47 @@ def _texts(vocabulary: tokens.Vocabulary) -> str:
 def _minutes(s: Setup) -> int:
     """The run's FLOPs, 2 a parameter for a token read or drawn and 6 for one trained on."""
     c, p, measured = s.config, s.program, s.measured
-    evaluations = 2 + c.iterations + len(c.evaluation.sft_steps)
+    rounds = 2 if "one_round" in c.evaluation.baselines else 1
+    fits = _sft_fits(s)
+    shown = sum(name.startswith("icl") for name in c.evaluation.baselines)
+    evaluations = c.iterations + shown + len(fits.measured) + rounds  # and the base model
     asked = measured.prompts.pairs.question.bare.ids.shape if measured.prompts else (0, 0)
-    read, drawn = _sampled(s)
-    judged = len(s.task.items) if s.task.judge or measured.judges else 0
-    for n, width in ((judged, c.question.max_tokens), asked):
-        read += evaluations * 2 * n * width  # sampled and greedy
+    read, drawn = (rounds * tokens for tokens in _sampled(s))
+    demonstrations = shown * c.evaluation.k * p.sizes.typical_pair
+    for n, width in ((len(s.task.items), c.question.max_tokens), asked):
+        read += 2 * n * (evaluations * width + demonstrations)  # sampled and greedy
         drawn += evaluations * 2 * _drawn(s, n, _mean(s.seeds.answer), c.answer.max_tokens)
     scored = 0 if s.task.judge else len(s.task.items) * p.sizes.sequence
     read += evaluations * (scored + _choice_tokens(s))
-    # Every iteration trains on what there is by then.
+    # Every iteration trains on what there is by then; the one round on all, once.
     samples = _ACCEPTED * c.samples_per_iteration
     rows = c.iterations * (p.sizes.n_seeds + samples * (c.iterations + 1) / 2)
+    rows *= 1 + fits.shares
+    rows += (rounds - 1) * (p.sizes.n_seeds + samples * c.iterations)
     pair = _mean(s.seeds.question) + _mean(s.seeds.answer) + p.template.pair
-    trained = rows * c.train.epochs * pair * (1 + sum(c.evaluation.sft_steps))
+    trained = rows * c.train.epochs * pair
     work = 2 * s.n_params * (read / _READ + drawn / _DRAW + 3 * trained / _TRAIN)
-    work += evaluations * 2 * (judged + asked[0]) * sum(map(_judge_flops, measured.judges)) / _READ
+    n_answers = len(s.task.items) + asked[0]
+    work += evaluations * 2 * n_answers * sum(map(_judge_flops, measured.judges)) / _READ
     seconds = work / (p.mesh.size * _matmul_rate(p.model.dtype))
     seconds += _COMPILE_SECONDS + _COMPILE_SECONDS_A_BLOCK * p.model.config.n_layers
     return max(1, round(seconds / 60))
+
+
+class _Fits(NamedTuple):
+    """SFT's trainings: lengths of which rows are `measured`; all `shares` of ISARA's steps."""
+
+    measured: tuple[float, ...]
+    shares: float
+
+
+def _sft_fits(s: Setup) -> _Fits:
+    """Where validation seeds choose, all lengths are tried, and one is trained again, at most 1."""
+    evaluation = s.config.evaluation
+    lengths = evaluation.sft_steps if "sft" in evaluation.baselines else ()
+    if s.validation is None or len(lengths) < 2:
+        return _Fits(lengths, sum(lengths))
+    return _Fits((max(lengths),), sum(lengths) + max(lengths))
 
 
 def _sampled(s: Setup) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from isara_jax.devices import mesh
 from isara_jax.evaluate import answers, choices, judges, refusals, scores
 from isara_jax.host.executables import Executables
 from isara_jax.host.setup import Setup
+from isara_jax.method.state import Pool
 from isara_jax.models import lora
 from isara_jax.sampler import sampling, spelling
 from isara_jax.tasks import base
@@ -18,6 +19,7 @@ from isara_jax.text import packing, stops
 
 N_EXAMPLES = 5
 NLL = "nll_per_token"
+HELD_OUT, PROMPTS = "answer", "prompts"  # `Asked.of`
 _DECODING = {"": None, "_greedy": 0.0}  # the temperature behind each suffix; None: as configured
 
 
@@ -28,7 +30,7 @@ class Asked(NamedTuple):
       of: what their executable is called.
       items: the questions.
       pairs: the same as tokens.
-      judges: at least one.
+      judges: none, where answers are only kept.
     """
 
     of: str
@@ -38,12 +40,22 @@ class Asked(NamedTuple):
 
     def info(self) -> dict[str, dict[str, Any]]:
         """Titles and directions of the metrics, sampled before greedy of each judge."""
+        on = {"on": PROMPTS} if self.of == PROMPTS else {}
         return {
-            name + suffix: about
+            name + suffix: about | on
             for judge in self.judges
             for suffix in _DECODING
             for name, about in judge.info().items()
         }
+
+    def judged(self, texts: dict[str, list[str]]) -> "Answered":
+        """What the judges say of an answer to each item, by the suffix of its decoding."""
+        rows, labels = [], {}
+        for suffix, found in texts.items():
+            said = [judge(self.items, found) for judge in self.judges]
+            labels[suffix] = [judgement.labels for judgement in said]
+            rows += [scores.renamed(judgement.row, suffix) for judgement in said]
+        return Answered(scores.merge(*rows), texts, labels)
 
 
 class Answered(NamedTuple):
@@ -83,8 +95,8 @@ class HeldOut:
     Where nobody judges by rule, the likelihood of the reference answers is measured too.
     """
 
-    def __init__(self, setup: Setup, exe: Executables, questions: answers.Questions) -> None:
-        self._setup, self._exe, self._questions = setup, exe, questions
+    def __init__(self, setup: Setup, exe: Executables, seeds: Pool) -> None:
+        self._setup, self._exe, self._seeds = setup, exe, seeds
         warm = setup.config.evaluation.temperature
         decoding = {
             suffix: config.traced(
@@ -97,20 +109,22 @@ class HeldOut:
         self._held_out, self._prompts = self._asked()
 
     def _asked(self) -> tuple[Asked | None, Asked | None]:
-        """The items, if anybody judges, and the prompts, if there are."""
+        """The items and the prompts, as far as there are any."""
         s = self._setup
         oracle = [judges.Oracle(s.task)] if s.task.judge is not None else []
-        held_out, prompts = None, None
+        held_out, prompts, asked = None, None, s.measured.prompts
+        most = max(len(s.task.items), len(asked.items) if asked else 0)
+        at_once = min(s.config.slots, most)  # one shape for both
 
         def models(of: str) -> list[judges.ModelJudge]:
             found, call = s.measured.judges, self._exe.call
-            return [judges.ModelJudge(judge, call, s.config.slots, of) for judge in found]
+            return [judges.ModelJudge(judge, call, at_once, of) for judge in found]
 
-        if s.task.items and (oracle or s.measured.judges):
-            held_out = Asked("answer", s.task.items, s.measured.held_out, [*oracle, *models("")])
-        if (asked := s.measured.prompts) is not None:
+        if s.task.items:  # answered in any case: they may be judged later (`judge_run`)
+            held_out = Asked(HELD_OUT, s.task.items, s.measured.held_out, [*oracle, *models("")])
+        if asked is not None:
             rule = refusals.Refusals(asked.items)
-            prompts = Asked("prompts", asked.items, asked.pairs, [rule, *models("prompts")])
+            prompts = Asked(PROMPTS, asked.items, asked.pairs, [rule, *models(PROMPTS)])
         return held_out, prompts
 
     @property
@@ -119,22 +133,22 @@ class HeldOut:
         asked = self._held_out or self._prompts
         return asked.items if asked else ()
 
-    def score(self, trainable: lora.Trainable, k: int) -> Scored:
-        """Scores a model with k demonstrations."""
+    def score(self, trainable: lora.Trainable, how: int | None = None) -> Scored:
+        """Scores a model, shown seeds as `how` says (`answers.NEAREST` and others), or none."""
         s, rows, by_topic = self._setup, [], {}
         found = {
-            asked.of: (asked, self._answered(asked, trainable, k))
+            asked.of: (asked, self._answered(asked, trainable, how))
             for asked in (self._held_out, self._prompts)
             if asked is not None
         }
         if self._held_out is not None:
             answered = found[self._held_out.of][1]
             rows.append(answered.row)
-            by_topic = self._by_topic(answered.labels[""][0])
+            by_topic = self._by_topic(answered.labels[""])
         if s.task.judge is None and s.task.items:
-            rows.append(self._likelihood(trainable, k))
+            rows.append(self._likelihood(trainable, how))
         if s.measured.choices is not None:
-            rows.append(self._multiple_choice(s.measured.choices, trainable, k))
+            rows.append(self._multiple_choice(s.measured.choices, trainable, how))
         if self._prompts is not None:
             rows.append(found[self._prompts.of][1].row)
         examples = next((_examples(answered) for _, answered in found.values()), [])
@@ -142,16 +156,30 @@ class HeldOut:
         outputs = self._outputs(found[self._prompts.of][1]) if self._prompts else {}
         return Scored(scores.merge(*rows) | {"by_topic": by_topic}, examples, said, outputs)
 
-    def _answered(self, asked: Asked, trainable: lora.Trainable, k: int) -> Answered:
-        questions = answers.Questions(asked.pairs, self._questions.seeds)
-        rows, texts, labels = [], {}, {}
+    def _asked_with(
+        self, pairs: packing.Pairs, how: int | None, number: np.ndarray | None = None
+    ) -> tuple[answers.Questions, int]:
+        """Questions with the seeds that may be shown with them, and how many are.
+
+        Args:
+          pairs: N of them.
+          how: the seeds are chosen; None: none is shown.
+          number: `[N]` of rows of which several are of one question.
+        """
+        if how is None:
+            return answers.Questions(pairs), 0
+        if number is None:
+            number = np.arange(len(pairs.question.bare.lengths))
+        shown = answers.Shown.of(self._seeds, how, number, self._setup.program.mesh)
+        return answers.Questions(pairs, shown), self._setup.config.evaluation.k
+
+    def _answered(self, asked: Asked, trainable: lora.Trainable, how: int | None) -> Answered:
+        questions, k = self._asked_with(asked.pairs, how)
+        texts = {}
         for suffix, params in self._decoding.items():
             found = jax.device_get(self._exe.answer(trainable, questions, params, k, asked.of))
             texts[suffix] = spelling.texts(self._setup.base.vocabulary, found, stops.ANSWER_STOPS)
-            said = [judge(asked.items, texts[suffix]) for judge in asked.judges]
-            labels[suffix] = [judgement.labels for judgement in said]
-            rows += [scores.renamed(judgement.row, suffix) for judgement in said]
-        return Answered(scores.merge(*rows), texts, labels)
+        return asked.judged(texts)
 
     def _outputs(self, answered: Answered) -> dict[str, list[dict[str, str]]]:
         """The answers to prompts, each with its instruction and what data set that is from."""
@@ -166,18 +194,19 @@ class HeldOut:
             for suffix, texts in answered.texts.items()
         }
 
-    def _by_topic(self, labels: Sequence[str]) -> dict[str, list[int]]:
+    def _by_topic(self, labels: Sequence[Sequence[str]]) -> dict[str, list[int]]:
         task = self._setup.task
-        return scores.by_topic(task.metrics[0], task.items, labels) if task.metrics else {}
+        return scores.by_topic(task.metrics[0], task.items, labels[0]) if task.metrics else {}
 
-    def _likelihood(self, trainable: lora.Trainable, k: int) -> scores.Row:
-        found = self._exe.log_likelihood("score", trainable, self._questions, k)
+    def _likelihood(self, trainable: lora.Trainable, how: int | None) -> scores.Row:
+        questions, k = self._asked_with(self._setup.measured.held_out, how)
+        found = self._exe.log_likelihood("score", trainable, questions, k)
         return scores.of_likelihood(*jax.device_get(found))
 
     def _multiple_choice(
-        self, asked: choices.Choices, trainable: lora.Trainable, k: int
+        self, asked: choices.Choices, trainable: lora.Trainable, how: int | None
     ) -> scores.Row:
-        questions = answers.Questions(asked.pairs, self._questions.seeds)
+        questions, k = self._asked_with(asked.pairs, how, asked.question)
         log_likelihood, _ = self._exe.log_likelihood("choices", trainable, questions, k)
         return choices.measure(asked, np.asarray(jax.device_get(log_likelihood)))
 
@@ -189,15 +218,13 @@ class HeldOut:
             info[NLL] = {"title": title, "higher_is_better": False}
         if self._setup.measured.choices is not None:
             info |= choices.info(self._setup.measured.choices)
-        prompted = self._prompts.info() if self._prompts else {}
-        return info | {name: about | {"on": "prompts"} for name, about in prompted.items()}
+        return info | (self._prompts.info() if self._prompts else {})
 
 
 def _examples(answered: Answered) -> list[list[str]]:
     """The first sampled answers, each with what all judges say."""
-    labels = map("; ".join, zip(*answered.labels[""], strict=True))
-    said = zip(answered.texts[""], labels, strict=True)
-    return [list(example) for example in said][:N_EXAMPLES]
+    texts, labels = answered.texts[""][:N_EXAMPLES], answered.labels[""]
+    return [[text, "; ".join(said[i] for said in labels)] for i, text in enumerate(texts)]
 
 
 def _lines(asked: Asked, answered: Answered) -> Iterator[dict[str, Any]]:

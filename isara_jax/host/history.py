@@ -1,17 +1,17 @@
 """What the host knows of a run besides the state: the table, iterations, samples, tokens."""
 
-import json
+import collections
+import functools
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from isara_jax.evaluate import scores
+from isara_jax import config
+from isara_jax.evaluate import leakage, scores
 from isara_jax.files import storage
 from isara_jax.formats import pretrained
-from isara_jax.host import advice
+from isara_jax.host import advice, validation
 from isara_jax.host.held_out import Scored
 from isara_jax.host.setup import Setup
 from isara_jax.method import accept
@@ -21,11 +21,19 @@ from isara_jax.tasks.base import Item
 from isara_jax.text import stops
 
 
+def name_of(where: Mapping[str, Any]) -> str:
+    """What the files of a row of the table are called, without their suffix."""
+    parts = (where.get(key) for key in ("method", "iteration", "steps"))
+    return "_".join(str(part) for part in parts if part is not None)
+
+
 class History:
     """The host's record, kept as plain JSON in `data` and saved with every checkpoint.
 
     `data` holds `rows` (of the table, with the values of all items), `iterations`, `row_ids` (of
-    the pool's rows), `before` and `after` (example answers with labels), `seconds` and `tokens`.
+    the pool's rows), `before` and `after` (example answers with labels), `seconds` and `tokens`;
+    `base` has the base model's `validation_loss` where an iteration is chosen (`config.keep`);
+    there is `sft` where SFT's length is, and `one_round` where that is a baseline.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -33,7 +41,7 @@ class History:
         self.data: dict[str, Any] = {
             "rows": [],
             "iterations": [],
-            "row_ids": [f"seed-{i + 1}" for i in range(len(setup.task.seeds))],
+            "row_ids": _seed_ids(setup.n_pool),
             "before": [],
             "after": [],
             "seconds": {},
@@ -53,10 +61,8 @@ class History:
 
     def record(self, number: int, report: Report, workdir: pathlib.Path) -> dict[str, Any]:
         """Writes an iteration's samples to its file, and returns its entry."""
-        samples = self._samples(number, report)
-        lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        path = workdir / "samples" / f"iteration_{number}.jsonl"
-        storage.atomic_write(path, lines.encode())
+        samples = self._samples(str(number), report, self.data["row_ids"])
+        storage.write_lines(workdir / "samples" / f"iteration_{number}.jsonl", samples)
         kept = [sample for sample in samples if sample["accepted"]]
         self.data["row_ids"] += [sample["id"] for sample in kept]
         for name, count in (
@@ -66,22 +72,35 @@ class History:
             ("prompts", report.prompt_tokens),
         ):
             self.data["tokens"][name] += int(count)
-        counts = np.bincount(report.reason, minlength=len(accept.REASONS)).tolist()
-        entry = {
-            "iteration": number,
-            "attempted": len(samples),
-            "accepted": len(kept),
-            "reasons": dict(zip(accept.REASONS, counts, strict=True)),
-            "advice": advice.of(report, self._setup.config),
-            "train_steps": int(report.train_steps),
-            "train_loss_first": float(report.train_first_loss),
-            "train_loss_last": float(report.train_last_loss),
-        } | self._quality([(sample["question"], sample["answer"]) for sample in kept])
+        entry = {"iteration": number, "advice": advice.of(report, self._setup.config)}
+        entry |= self._entry(samples, report)
         self.data["iterations"].append(entry)
         return entry | {"example": kept[0] if kept else None}
 
+    def record_round(self, reports: Sequence[Report], workdir: pathlib.Path) -> dict[str, Any]:
+        """Writes the samples of the one-round baseline, drawn in parts, and returns its entry."""
+        seeds = _seed_ids(len(self._setup.task.seeds))
+        parts = (self._samples(f"round-{i}", one, seeds) for i, one in enumerate(reports, 1))
+        samples = [sample for part in parts for sample in part]
+        storage.write_lines(workdir / "samples" / "one_round.jsonl", samples)
+        self.data["one_round"] = self._entry(samples, reports[-1])
+        return self.data["one_round"]
+
+    def _entry(self, samples: Sequence[dict[str, Any]], trained: Report) -> dict[str, Any]:
+        """What became of samples, and of the fine-tuning on them."""
+        reasons = collections.Counter(sample["reason"] for sample in samples)
+        kept = [sample for sample in samples if sample["accepted"]]
+        return {
+            "attempted": len(samples),
+            "accepted": len(kept),
+            "reasons": {reason: reasons[reason] for reason in accept.REASONS},
+            "train_steps": int(trained.train_steps),
+            "train_loss_first": float(trained.train_first_loss),
+            "train_loss_last": float(trained.train_last_loss),
+        } | self._quality([(sample["question"], sample["answer"]) for sample in kept])
+
     def record_row(
-        self, where: dict[str, str | int | None], scored: Scored, workdir: pathlib.Path
+        self, where: dict[str, str | int | None], scored: Scored, workdir: pathlib.Path, **more: Any
     ) -> None:
         """Keeps a row of the table and its examples, and writes its answers to their files.
 
@@ -92,15 +111,15 @@ class History:
           where: `method`, and its `iteration` or `steps`.
           scored: what was found.
           workdir: the run's folder.
+          more: fields of the row that are no part of its files' names.
         """
-        self.data["rows"].append(where | {"n": len(self._setup.task.items)} | scored.row)
+        self.data["rows"].append(where | {"n": len(self._setup.task.items)} | more | scored.row)
         if where["method"] in ("base", "isara"):
             self.data["before" if where["method"] == "base" else "after"] = scored.examples
-        name = "_".join(str(part) for part in where.values() if part is not None)
+        name = name_of(where)
         if scored.answers:
-            lines = (json.dumps(line | where, ensure_ascii=False) for line in scored.answers)
-            path = workdir / "answers" / f"{name}.jsonl"
-            storage.atomic_write(path, "".join(f"{line}\n" for line in lines).encode())
+            lines = (line | where for line in scored.answers)
+            storage.write_lines(workdir / "answers" / f"{name}.jsonl", lines)
         model = pathlib.PurePath(pretrained.name_of(self._setup.base.path)).name
         for suffix, outputs in scored.outputs.items():
             generator = {"generator": f"{model}-{name}{suffix}"}
@@ -108,21 +127,10 @@ class History:
             storage.write_json(path, [output | generator for output in outputs])
 
     def table(self) -> list[dict[str, Any]]:
-        """The rows in the table's order, with differences in the place of the items' values.
-
-        `differences` holds, under `base` and `isara`, what `scores.differences` finds between the
-        row and the base model, and between it and the last iteration.
-        """
-        order = ("base", "sft", "icl_knn", "isara")
+        """The rows in the table's order, compared by `scores.compared`."""
+        order = ("base", *config.BASELINES, "isara")
         rows = sorted(self.data["rows"], key=lambda row: order.index(row["method"]))
-        known = {row["method"]: row for row in rows}  # the last of each
-        found = []
-        for row in rows:
-            others = {m: known[m] for m in ("base", "isara") if known.get(m, row) is not row}
-            differences = {m: scores.differences(other, row) for m, other in others.items()}
-            kept = {key: value for key, value in row.items() if key != "items"}
-            found.append(kept | {"differences": differences})
-        return found
+        return scores.compared(rows)
 
     def write_items(self, path: pathlib.Path) -> None:
         """Writes the value of every item, a line for each row of the table.
@@ -131,16 +139,16 @@ class History:
         `iteration`, `steps`, and `items`, as `scores.Row` has them.
         """
         kept = ("method", "iteration", "steps", "items")
-        lines = (json.dumps({key: row[key] for key in kept}) for row in self.data["rows"])
-        storage.atomic_write(path, "".join(f"{line}\n" for line in lines).encode())
+        storage.write_lines(path, ({key: row[key] for key in kept} for row in self.data["rows"]))
 
-    def _samples(self, number: int, report: Report) -> list[dict[str, Any]]:
-        ids, vocabulary = self.data["row_ids"], self._setup.base.vocabulary
+    def _samples(self, name: str, report: Report, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Samples by the ids of the pool's rows, themselves called by `name`."""
+        vocabulary = self._setup.base.vocabulary
         questions = spelling.texts(vocabulary, report.question, stops.QUESTION_STOPS)
         answers = spelling.texts(vocabulary, report.answer, stops.ANSWER_STOPS)
         return [
             {
-                "id": f"{number}-{index + 1}",
+                "id": f"{name}-{index + 1}",
                 "question": questions[index],
                 "answer": answers[index],
                 "demonstrations": [ids[row] for row in report.demonstrations[index] if row >= 0],
@@ -151,17 +159,74 @@ class History:
         ]
 
     def _quality(self, kept: list[tuple[str, str]]) -> dict[str, float | int | None]:
-        """What the judge, which the method never sees, says of the accepted pairs."""
+        """What the judge says of the accepted pairs, and how many are near held-out questions.
+
+        The method sees neither.
+        """
         task = self._setup.task
         wanted = {label for m in task.metrics if m.higher_is_better for label in m.labels}
-        prompts = self._setup.measured.prompts.items if self._setup.measured.prompts else ()
-        held_out = {item.question for item in (*task.items, *prompts)}
+        leaked = self._held_out.count([question for question, _ in kept])
         valid = [task.check_question(q) for q, _ in kept] if task.check_question else []
         aligned = [task.judge(q, a) in wanted for q, a in kept] if task.judge else []
         return {
             "valid_questions": statistics.fmean(valid) if valid else None,
             "aligned_answers": statistics.fmean(aligned) if aligned else None,
-            "held_out_questions": sum(q in held_out for q, _ in kept),
+            "near_held_out": leaked["near"],
+            "identical_to_held_out": leaked["identical"],
+        }
+
+    @functools.cached_property
+    def _held_out(self) -> leakage.HeldOut:
+        """All questions that something is measured on."""
+        task, measured = self._setup.task, self._setup.measured
+        prompts = measured.prompts.items if measured.prompts else ()
+        asked = measured.choices.asked if measured.choices else ()
+        questions = [item.question for item in (*task.items, *prompts, *asked)]
+        return leakage.HeldOut(questions, self._setup.base.vocabulary)
+
+    def leaked(self) -> dict[str, Any]:
+        """How many seeds and accepted samples have a question near a held-out one.
+
+        `held_out` questions are compared with; `near` begins at a ROUGE-L of `rouge_l`. `seeds`,
+        each of `accepted` (by `iteration`) and `one_round`, None where that is no baseline, have
+        `n`, `near` and `identical`.
+        """
+
+        def of(entry: dict[str, Any]) -> dict[str, int | None]:
+            near, same = (entry.get(key) for key in ("near_held_out", "identical_to_held_out"))
+            return {"n": entry["accepted"], "near": near, "identical": same}
+
+        one_round = self.data.get("one_round")
+        return {
+            "rouge_l": leakage.NEAR,
+            "held_out": len(self._held_out),
+            "seeds": self._held_out.count([seed.question for seed in self._setup.task.seeds]),
+            "accepted": [
+                {"iteration": entry["iteration"]} | of(entry) for entry in self.data["iterations"]
+            ],
+            "one_round": one_round and of(one_round),
+        }
+
+    @property
+    def validation_losses(self) -> list[float]:
+        """After each iteration, where they are measured."""
+        return [entry["validation_loss"] for entry in self.data["iterations"]]
+
+    def kept(self) -> dict[str, Any] | None:
+        """Which iteration's model is the result, where that is chosen (`config.keep`).
+
+        `iteration` is the chosen one, `last` the last; `validation` has the loss after each, in
+        nats a token on `n` seeds, `base` is that of the base model.
+        """
+        if self._setup.config.keep == "last":
+            return None
+        losses = self.validation_losses
+        return {
+            "iteration": validation.best(losses) + 1,
+            "last": len(losses),
+            "validation": losses,
+            "base": self.data["base"]["validation_loss"],
+            "n": self._setup.n_validation,
         }
 
     def examples(self, items: Sequence[Item]) -> list[dict[str, str]]:
@@ -178,3 +243,8 @@ class History:
                 items, self.data["before"], self.data["after"], strict=False
             )
         ]
+
+
+def _seed_ids(n: int) -> list[str]:
+    """What the first n seeds are called in files of samples."""
+    return [f"seed-{i + 1}" for i in range(n)]

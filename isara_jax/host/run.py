@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from isara_jax import config
-from isara_jax.devices import mesh, processes
-from isara_jax.evaluate.answers import Questions
+from isara_jax.devices import processes
 from isara_jax.files import remote, storage
-from isara_jax.host import checkpoint, forecast, metrics, results, same_run
+from isara_jax.host import checkpoint, forecast, metrics, results, same_run, validation
+from isara_jax.host.baselines import Baselines
 from isara_jax.host.cache_check import WORST_DIVERGENCE
 from isara_jax.host.executables import Executables
 from isara_jax.host.held_out import HeldOut
@@ -110,12 +110,16 @@ class _Run:
         self.place.keep()
         with metrics.MetricWriter(self.workdir, -1 if done is None else done) as writer:
             state = self._iterate(state, writer)
-        # That of fewer iterations: without it an export waits for the one of the new result.
-        (self.workdir / "summary.json").unlink(missing_ok=True)
-        results.export(self.workdir, self.setup.base, self.setup.config, state.trainable)
+        if self.setup.config.keep == "last":
+            self._export(state)
         del state  # leaves its memory to the baselines
         self._baselines()
         return self._conclude()
+
+    def _export(self, state: State) -> None:
+        # That of fewer iterations: without it an export waits for the one of the new result.
+        (self.workdir / "summary.json").unlink(missing_ok=True)
+        results.export(self.workdir, self.setup.base, self.setup.config, state.trainable)
 
     def _finished(self) -> dict[str, Any] | None:
         """The summary of a run of so many iterations; that of one with fewer is not its end."""
@@ -126,16 +130,18 @@ class _Run:
         return summary
 
     def _initial_state(self, done: int | None) -> State:
-        state = self._fresh()
+        state = self.exe.start(self.setup.pool)
         # A pool of its own: the state's is given to the iterations.
-        questions = Questions(self.setup.measured.held_out, self._fresh().pool)
-        self.held_out = HeldOut(self.setup, self.exe, questions)
+        seeds = self._fresh().pool
+        self.held_out = HeldOut(self.setup, self.exe, seeds)
         if self.setup.config.kv_cache == "int8":
-            self._check_cache(questions.seeds)
+            self._check_cache(seeds)
         if done is not None:
             state = self.checkpoints.restore_state(state)
             self.history.data = self.checkpoints.restore_host()
             self.progress.seconds.update(self.history.data["seconds"])
+            if self.setup.config.keep == "best":
+                self._export_if_best(state)
         return state
 
     def _check_cache(self, seeds: Pool) -> None:
@@ -149,12 +155,15 @@ class _Run:
             )
 
     def _fresh(self) -> State:
-        """The state before the first iteration; not kept, since all weights may be part of it."""
+        """The base model, with all seeds; not kept, since all weights may be part of it."""
         return self.exe.start(self.setup.seeds)
 
     def _iterate(self, state: State, writer: metrics.MetricWriter) -> State:
         if not self.history.data["rows"]:
-            writer.write(0, self._evaluate("base", "base model", self._fresh().trainable))
+            rates = self._evaluate("base", "base model", self._fresh().trainable)
+            measured = self._validated(self._fresh().trainable)
+            self.history.data["base"] = measured
+            writer.write(0, rates | measured)
         if int(jax.device_get(state.step)) < self.setup.config.iterations:
             self.exe.compile_step(state)
         self.progress.say(f"  compiled, {self.exe.seconds:.0f} s in all")
@@ -165,13 +174,40 @@ class _Run:
             entry = self.history.record(number, jax.device_get(report), self.workdir)
             self._tell(entry)
             rates = self._evaluate("isara", "after it", state.trainable, iteration=number)
+            measured = self._validated(state.trainable)
+            self.history.data["iterations"][-1] |= measured
             reasons = {f"reason/{name}": count for name, count in entry["reasons"].items()}
             numbers = {k: v for k, v in entry.items() if isinstance(v, (int, float))}
-            writer.write(number, rates | reasons | numbers)
+            writer.write(number, rates | reasons | numbers | measured)
             self.history.data["seconds"] = dict(self.progress.seconds)
             self.place.keep()  # before the checkpoint, which vouches for it
             self.checkpoints.save(number, state, self.history.data)
+            if self.setup.config.keep == "best":
+                self._export_if_best(state)
         return state
+
+    def _validated(self, trainable: lora.Trainable) -> dict[str, float]:
+        """A model's `validation_loss`, where an iteration is chosen by it."""
+        if self.setup.config.keep == "last":
+            return {}
+        self.progress.lap("host")
+        loss = validation.loss(self.setup, self.exe, trainable)
+        self.progress.lap("validation")
+        self.progress.say(f"  loss on {self.setup.n_validation} validation seeds: {loss:.3f}")
+        return {"validation_loss": loss}
+
+    def _export_if_best(self, state: State) -> None:
+        """Writes the result where the iteration just done, or restored, is the best so far.
+
+        Not before its checkpoint is whole: a run that ends between the two finds the iteration in
+        the checkpoint and writes the result then; one that ends earlier still has the result of
+        the best one before.
+        """
+        losses = self.history.validation_losses
+        if validation.best(losses) == len(losses) - 1:
+            self.checkpoints.wait()
+            self._export(state)
+            self.place.keep()
 
     def _tell(self, entry: dict[str, Any]) -> None:
         reasons = ", ".join(f"{n} {reason}" for reason, n in entry["reasons"].items() if n)
@@ -187,31 +223,26 @@ class _Run:
         self.progress.say(f"  e.g. Q {question}\n       A {answer}")
 
     def _evaluate(
-        self, method: str, title: str, trainable: lora.Trainable, *, k: int = 0,
-        iteration: int | None = None, steps: int | None = None,
+        self, method: str, title: str, trainable: lora.Trainable, how: int | None = None,
+        steps: int | None = None, chosen_on: int | None = None, *, iteration: int | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Scores a model, appends its row to the table and returns its metrics."""
         self.progress.lap("host")
-        scored = self.held_out.score(trainable, k)
+        scored = self.held_out.score(trainable, how)
         self.progress.lap("evaluation")
         where = {"method": method, "iteration": iteration, "steps": steps}
-        self.history.record_row(where, scored, self.workdir)
+        more = {"chosen_on": chosen_on} if chosen_on else {}
+        self.history.record_row(where, scored, self.workdir, **more)
         self.progress.say(f"  {title}: {_headline(scored.row)}")
         if method == "base" and scored.examples:
             self._tell_example(self.held_out.shown[0].question, scored.examples[0][0])
         return scored.row["metrics"]
 
     def _baselines(self) -> None:
-        evaluation, total = self.setup.config.evaluation, self.history.train_steps
         self.progress.say("\nBaselines")
-        title = f"ICL, {evaluation.k} nearest"
-        self._evaluate("icl_knn", title, self._fresh().trainable, k=evaluation.k)
-        for steps in sorted({max(1, round(share * total)) for share in evaluation.sft_steps}):
-            traced = mesh.place(np.int32(steps), self.setup.program.mesh)
-            fitted = self.exe.fine_tune_on_seeds(self._fresh(), traced)
-            jax.block_until_ready(fitted)
-            self.progress.lap("baseline_train")
-            self._evaluate("sft", f"SFT, {steps} steps", fitted.trainable, steps=steps)
+        found = Baselines(self.setup, self.exe, self.progress, self.history, self.workdir)
+        for baseline in found():
+            self._evaluate(*baseline)
 
     def _conclude(self) -> dict[str, Any]:
         """Writes the report and the summary, and shows the table."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from isara_jax import config
 from isara_jax.config import Config
@@ -55,6 +56,8 @@ class Setup(NamedTuple):
       program: the plan, the static part of the computation.
       inputs: weights, initial adapter, stop tables and hyper-parameters, on the devices.
       seeds: the seeds, on the devices.
+      pool: those that ISARA starts from: all, unless some choose its iteration (`config.keep`).
+      validation: the last seeds, for choosing, or None.
       measured: what models are measured by.
     """
 
@@ -63,6 +66,8 @@ class Setup(NamedTuple):
     program: Program
     inputs: Inputs
     seeds: packing.Pairs
+    pool: packing.Pairs
+    validation: packing.Pairs | None
     measured: Measured
 
     @property
@@ -74,6 +79,16 @@ class Setup(NamedTuple):
     def n_params(self) -> int:
         """Of the base model."""
         return sum(x.size for x in jax.tree.leaves(self.inputs.base))
+
+    @property
+    def n_pool(self) -> int:
+        """How many seeds ISARA starts from."""
+        return len(self.pool.question.bare.lengths)
+
+    @property
+    def n_validation(self) -> int:
+        """How many seeds are kept for choosing."""
+        return len(self.validation.question.bare.lengths) if self.validation else 0
 
     @property
     def data(self) -> fingerprint.Data:
@@ -102,6 +117,7 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
     _check_callbacks()
     task = load_task(c, data_dir)
     base = read_base(c)
+    n_validation = _n_validation(c, len(task.seeds))
     c = _with_mesh(c, base.network)
     initial = _initial_adapter(c, base.network)
     template = packing.Template.of(base.vocabulary)
@@ -125,14 +141,31 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
         choices=asked and asked._replace(pairs=place(asked.pairs)),
         prompts=prompted and prompted._replace(pairs=place(prompted.pairs)),
     )
+    others = np.arange(len(task.seeds) - n_validation)
     return Setup(
         task=task,
         base=base,
         program=program,
         inputs=place(inputs._replace(base=None))._replace(base=params),
         seeds=place(encoded.seeds),
+        pool=place(encoded.seeds.take(others) if c.keep == "best" else encoded.seeds),
+        validation=place(encoded.seeds.take(len(others) + np.arange(n_validation)))
+        if n_validation
+        else None,
         measured=measured,
     )
+
+
+def _n_validation(c: config.Config, n_seeds: int) -> int:
+    """How many seeds choose; there must be some where something is chosen by them."""
+    found = domains.n_validation(n_seeds, c.task.validation)
+    if c.keep == "best" and not found:
+        raise config.ConfigError(
+            f"config.keep='best' needs seeds to choose by, and config.task.validation="
+            f"{c.task.validation} keeps none of {n_seeds}; say how many, such as "
+            f"--config.task.validation={max(1, n_seeds // 4)}, or use --config.keep=last"
+        )
+    return found
 
 
 def load_task(c: config.Config, data_dir: pathlib.Path) -> Task:

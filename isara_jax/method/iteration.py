@@ -48,9 +48,8 @@ def answer_questions(
     c = p.config.answer
     part, longest = question.text.joined, p.config.question.max_tokens
     capacity = p.sizes.prompt(c.k, c.prompt_tokens, c.max_tokens, longest)
-    prompts, embedding, chosen = prompting.answer_prompts(
-        p, inputs.base, state.pool, part, c.k, capacity
-    )
+    nearest, embedding = prompting.nearest_demonstrations(p, inputs, state.pool, part, c.k)
+    prompts, shown = prompting.answer_prompts(p, state.pool, part, nearest, capacity)
     adapted = inputs.initial if c.model == "base" else state.trainable
     drawn = decode.generate(
         p.sampler(c.max_tokens, "answers"),
@@ -61,7 +60,7 @@ def answer_questions(
         inputs.answer_stops,
     )
     answer = p.settled(tokens.IN_ANSWER, stops.ANSWER_STOPS, drawn)
-    return Answered(answer, embedding, chosen, jnp.sum(prompts.lengths))
+    return Answered(answer, embedding, shown, jnp.sum(prompts.lengths))
 
 
 def accept_samples(
@@ -83,7 +82,7 @@ def fine_tune(
 ) -> train.Fit:
     """Stage 4: epochs over what was accepted, from the last adapter or from a fresh one."""
     c = p.config.train
-    generated = pool.origin == step + 1 if c.data == "latest" else pool.origin > 0
+    generated = jnp.where(inputs.hyper.latest, pool.origin == step + 1, pool.origin > 0)
     seeds = (pool.origin == 0) & c.include_seeds
     ids, lengths, begin = packing.training_sequences(p.template, pool.pairs, p.sizes.sequence)
     sequences = train.Sequences(ids, lengths, begin, pool.occupied & (generated | seeds))

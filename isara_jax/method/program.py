@@ -144,9 +144,21 @@ class Program:
 
 
 class Hyper(NamedTuple):
-    """The traced part of the configuration."""
+    """The traced part of the configuration.
+
+    Attributes:
+      seed: of all streams of random numbers (`keys`).
+      only_seeds: demonstrations are seeds (`config.pool`).
+      latest: what is trained on are the samples of this iteration, not those of all
+        (`config.train.data`).
+      question, answer: how each stage draws.
+      filters: what a sample must pass.
+      train: of the fine-tuning.
+    """
 
     seed: jax.Array
+    only_seeds: jax.Array
+    latest: jax.Array
     question: sampling.SamplingParams
     answer: sampling.SamplingParams
     filters: accept.FilterParams
@@ -157,6 +169,8 @@ class Hyper(NamedTuple):
         """Host scalars, to be placed by the caller."""
         return cls(
             np.uint32(c.seed),
+            np.bool_(c.pool == "seeds"),
+            np.bool_(c.train.data == "latest"),
             config.traced(sampling.SamplingParams, c.question.sampling),
             config.traced(sampling.SamplingParams, c.answer.sampling),
             config.traced(accept.FilterParams, c.filters),

@@ -1,11 +1,13 @@
 """What is happening: a line a stage in the terminal, and each stage's seconds."""
 
 import collections
+import contextlib
 import os
 import pathlib
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from isara_jax.shell import endings
@@ -43,6 +45,7 @@ class Progress:
         self._shown = ""
         self._early: dict[str, tuple[float, int]] = {}  # ended, but not yet their turn
         self._next = _STAGES[0]
+        self._under: str | None = None
 
     def expect(self, stage: str, requests: int) -> None:
         """How many requests a stage will have."""
@@ -63,6 +66,15 @@ class Progress:
         with self._lock:
             self._since += seconds
             self.seconds[name] += seconds
+
+    @contextlib.contextmanager
+    def under(self, name: str) -> Iterator[None]:
+        """Books stages that end in the block under one name: they are of no iteration."""
+        self._under = name
+        try:
+            yield
+        finally:
+            self._under = None
 
     def _book(self, name: str, now: float) -> float:
         taken = max(now - self._since, 0.0)
@@ -89,7 +101,7 @@ class Progress:
                 self._next = _STAGES[(_STAGES.index(self._next) + 1) % len(_STAGES)]
 
     def _tell(self, stage: str, when: float, amount: int) -> None:
-        taken, unit = self._book(stage, when), _UNITS[stage]
+        taken, unit = self._book(self._under or stage, when), _UNITS[stage]
         rate = f", {amount / taken:,.0f}/s" if unit == "tokens" and taken > 0 else ""
         self._print(f"  {stage:<10} {taken:6.1f} s   {amount:,} {unit}{rate}\n")
 

@@ -26,9 +26,9 @@ def distinct_rows(key: jax.Array, n: jax.Array, k: int) -> jax.Array:
     return jnp.stack(rows)
 
 
-def _shown(p: Program, pool: Pool) -> jax.Array:
+def _available(inputs: Inputs, pool: Pool) -> jax.Array:
     """How many rows of the pool may be shown; seeds stand first."""
-    return jnp.int32(p.sizes.n_seeds) if p.config.pool == "seeds" else pool.count
+    return jnp.where(inputs.hyper.only_seeds, pool.n_seeds, pool.count)
 
 
 def demonstrations(p: Program, pairs: packing.Pairs) -> packing.Part:
@@ -50,7 +50,7 @@ def question_prompts(p: Program, inputs: Inputs, state: State) -> packing.Prompt
     key = keys.demonstrations(inputs.hyper.seed, state.step)
     requests = jnp.arange(p.config.samples_per_iteration)
     demo_keys = sampling.row_keys(key, requests, jnp.zeros_like(requests))
-    available = _shown(p, pool)
+    available = _available(inputs, pool)
     n_drawn = c.k if c.demonstrations == "random" else 1
     chosen = jax.vmap(lambda k: distinct_rows(k, available, n_drawn))(demo_keys)
     if c.demonstrations == "knn":
@@ -71,17 +71,30 @@ def embed_questions(p: Program, base: dict, question: packing.Part) -> jax.Array
     )  # fmt: skip
 
 
+def nearest_demonstrations(
+    p: Program, inputs: Inputs, pool: Pool, question: packing.Part, k: int
+) -> tuple[jax.Array, jax.Array]:
+    """Rows `[N, k]` of the demonstrations nearest to each question, -1 for none; the embeddings."""
+    embedding = embed.centre(embed_questions(p, inputs.base, question), pool.mean)
+    available, backend = _available(inputs, pool), p.config.retrieval.backend
+    return retrieval.nearest(backend, p.mesh, pool.embedding, available, embedding, k), embedding
+
+
 def answer_prompts(
-    p: Program, base: dict, pool: Pool, question: packing.Part, k: int, capacity: int
-) -> tuple[packing.Prompts, jax.Array, jax.Array]:
-    """Prompts from the k nearest demonstrations; with the embeddings and the rows shown."""
-    embedding = embed.centre(embed_questions(p, base, question), pool.mean)
-    chosen = retrieval.nearest(
-        p.config.retrieval.backend, p.mesh, pool.embedding, _shown(p, pool), embedding, k
-    )
+    p: Program, pool: Pool, question: packing.Part, chosen: jax.Array, capacity: int
+) -> tuple[packing.Prompts, jax.Array]:
+    """Prompts for answers; with the rows shown, in their order.
+
+    Args:
+      p: the program.
+      pool: the demonstrations.
+      question: N of them.
+      chosen: `[N, k]` rows, the most important (nearest) first, -1 for none.
+      capacity: tokens of a prompt; what does not fit is dropped, the least important first.
+    """
     demos = demonstrations(p, pool.pairs)
     # Nearest last, so that what does not fit is dropped farthest first, in either order.
     chosen = packing.that_fit(p.template, demos, chosen[:, ::-1], capacity, question)
     if p.config.answer.order == "nearest_first":
         chosen = chosen[:, ::-1]
-    return packing.prompts(p.template, demos, chosen, capacity, question), embedding, chosen
+    return packing.prompts(p.template, demos, chosen, capacity, question), chosen

@@ -20,7 +20,7 @@ def fresh_trainable(p: Program, inputs: Inputs) -> lora.Trainable:
 
 
 def initial_state(p: Program, inputs: Inputs, seeds: packing.Pairs) -> State:
-    """The state before the first iteration: a fresh trainable, a pool of the seeds."""
+    """The state before the first iteration: a fresh trainable, a pool of these seeds."""
     rows = p.sizes.pool
     raw = prompting.embed_questions(p, inputs.base, seeds.question.joined)
     mean = jnp.mean(raw, axis=0)
@@ -35,19 +35,30 @@ def initial_state(p: Program, inputs: Inputs, seeds: packing.Pairs) -> State:
         count=jnp.int32(0),
         mean=mean,
     )
-    everything = jnp.ones(p.sizes.n_seeds, bool)
+    everything = jnp.ones(raw.shape[0], bool)
     pool = pool.append(seeds, embed.centre(raw, mean), everything, jnp.int32(0))
     trainable = fresh_trainable(p, inputs)
     return State(trainable, pool, jnp.int32(0))
 
 
-def fine_tune_on_seeds(p: Program, inputs: Inputs, start: State, steps: jax.Array) -> train.Fit:
-    """The SFT baseline: the same optimiser, on the seeds alone, for a given number of steps."""
+def fine_tune_on_seeds(
+    p: Program, inputs: Inputs, start: State, n: jax.Array, steps: jax.Array
+) -> train.Fit:
+    """The SFT baseline: the same optimiser, on the seeds alone.
+
+    Args:
+      p: the program.
+      inputs: weights and hyper-parameters.
+      start: the state before the first iteration.
+      n: how many seeds, the first ones, are trained on: int32 scalar.
+      steps: of the optimiser: int32 scalar.
+    """
     pool = start.pool
+    trained_on = pool.occupied & (jnp.arange(pool.capacity) < n)
     ids, lengths, begin = packing.training_sequences(p.template, pool.pairs, p.sizes.sequence)
     return train.fit(
         p.trained, inputs.base, start.trainable,
-        train.Sequences(ids, lengths, begin, pool.occupied), p.config.train, inputs.hyper.train,
+        train.Sequences(ids, lengths, begin, trained_on), p.config.train, inputs.hyper.train,
         steps, keys.shuffle_seeds(inputs.hyper.seed),
         p.sizes.answer, p.training.rows, p.mesh,
     )  # fmt: skip

@@ -37,6 +37,11 @@ class Pool(NamedTuple):
         """`[C]` bool."""
         return jnp.arange(self.capacity) < self.count
 
+    @property
+    def n_seeds(self) -> jax.Array:
+        """Rows that are seeds: int32 scalar."""
+        return jnp.sum(self.occupied & (self.origin == 0), dtype=jnp.int32)
+
     def append(
         self, pairs: packing.Pairs, embedding: jax.Array, accepted: jax.Array, origin: jax.Array
     ) -> "Pool":

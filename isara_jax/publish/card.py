@@ -74,8 +74,8 @@ def text(about: About) -> str:
 
 
 def front_matter(about: About) -> str:
-    """YAML: base model, library, licence, and the figures of the last iteration."""
-    last = table.last_isara(about.summary) or {}
+    """YAML: base model, library, licence, and the figures of the iteration that is exported."""
+    last = table.result(about.summary) or {}
     task = str(table.get(about.summary, "task"))
     held_out = {"dataset_type": task, "dataset_name": f"{task}: held-out questions"}
 
@@ -208,10 +208,17 @@ def _figures(about: About) -> str:
         )
     lead = (
         f"Measured by isara_jax before the export: {', '.join(where)}; in brackets the 95 % "
-        "interval; ↑: higher is better, ↓: lower is better. This is the model of the last "
-        "iteration."
+        "interval; ↑: higher is better, ↓: lower is better. This is the model of "
+        f"{_exported(summary)}."
     )
-    return "\n\n".join((lead, _table(heads, rows), " ".join(table.verdict(summary))))
+    said = (" ".join(table.verdict(summary)), *table.provenance(summary))
+    return "\n\n".join((lead, _table(heads, rows), *said))
+
+
+def _exported(summary: table.Summary) -> str:
+    """Which iteration's model this is."""
+    kept = table.get(summary, "kept", "iteration")
+    return f"iteration {kept}" if kept else "the last iteration"
 
 
 def _settings(about: About) -> str:

@@ -15,7 +15,13 @@ from isara_jax.files import storage
 from isara_jax.report import table
 from isara_jax.report.table import Summary, get
 
-ISARA, SFT, ICL, BASE = "#0f766e", "#c2612c", "#7a5ea8", "#a3aab2"
+ISARA, SFT, BASE = "#0f766e", "#c2612c", "#a3aab2"
+OTHERS = {
+    "icl_knn": "#7a5ea8",
+    "icl_random": "#a48fc9",
+    "icl_fixed": "#b0719b",
+    "one_round": "#3f7fb5",
+}
 INK = "#33404a"
 REASONS = ("#e0a458", "#a3aab2", "#8aa9c8", "#c58b8b", "#b7a6d3", "#c9c48a", "#7f8c8d",
            "#9c7a5b")  # fmt: skip
@@ -122,7 +128,11 @@ def _rates(summary: Summary, name: str, size: tuple[float, float]) -> str:
             how = table.kind(summary, metric)
             ends.append((ys[-1], f"ISARA{', ' if how else ''}{how}", known[-1], metric, ISARA))
         lines = [(f"SFT, {k}", r, SFT) for k, r in table.sft(summary).items()]
-        lines += [("ICL-kNN", r, ICL) for r in table.rows(summary, "icl_knn")]
+        lines += [
+            (table.label(r).split(",")[0], r, color)
+            for method, color in OTHERS.items()
+            for r in table.rows(summary, method)
+        ]
         for i, (who, row, color) in enumerate(lines):
             if get(row, "metrics", name) is not None:
                 y = scale * row["metrics"][name]
@@ -146,11 +156,11 @@ def _rates(summary: Summary, name: str, size: tuple[float, float]) -> str:
 
 
 def _topics(summary: Summary) -> str:
-    """The headline metric by topic: base, the best SFT, the last ISARA."""
+    """The headline metric by topic: base, the chosen or best SFT, the last ISARA."""
     name = table.metrics(summary)[0]
-    best = next(iter(table.sft(summary).values()), None)
+    which, best = next(iter(table.sft(summary).items()), ("", None))
     base = next(iter(table.rows(summary, "base")), None)
-    compared = [("Base", base, BASE), ("SFT, best", best, SFT)]
+    compared = [("Base", base, BASE), (f"SFT, {which}", best, SFT)]
     compared.append(("ISARA, last", table.last_isara(summary), ISARA))
     compared = [(who, get(row, "by_topic"), c) for who, row, c in compared if get(row, "by_topic")]
     if not compared:
@@ -276,10 +286,9 @@ def render(summary: Summary) -> str:
     drawn = table.rows(summary, "isara") and plain
     parts = [f"<p class=lead>{lead}</p>" + "".join(f"<p>{s}</p>" for s in more)]
     if names:
-        note = (
-            "Below each value its 95 % interval. ↑ higher is better, ↓ lower is better. "
-            "The best SFT run is picked by this very table, which flatters it a little."
-        )
+        note = "Below each value its 95 % interval. ↑ higher is better, ↓ lower is better."
+        if flattered := table.flattered(summary):
+            note += f" SFT: {flattered}."
         said = "".join(f"<p class=dim>{html.escape(n)}</p>" for n in (note, *table.notes(summary)))
         parts.append(f"<h2>Results</h2>{_results(summary)}{said}")
         if paired := _columns(*table.differences(summary)):
@@ -288,7 +297,7 @@ def render(summary: Summary) -> str:
     if drawn:
         small = "".join(_rates(summary, n, (5.2, 3.1)) for n in plain[1:])
         plots = _rates(summary, plain[0], (10.6, 3.9)) + f"<div class=two>{small}</div>"
-        note = "Bands: 95 % intervals. SFT and ICL-kNN: sampled answers." if len(names) > 1 else ""
+        note = "Bands: 95 % intervals. Baselines: sampled answers." if len(names) > 1 else ""
         parts.append(f"<h2>Over the iterations</h2>{plots}<p class=dim>{note}</p>")
     parts.append(_topics(summary) if names else "")
     parts.append(_reasons(summary) + _columns(*table.acceptance(summary)))

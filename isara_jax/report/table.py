@@ -8,6 +8,14 @@ from typing import Any
 
 WIDTH = 118
 MISSING = "–"
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NAMES = {
+    "base": "Base",
+    "icl_random": "ICL-random",
+    "icl_fixed": "ICL-fixed",
+    "icl_knn": "ICL-kNN",
+}
+_OTHERS = ("icl_random", "icl_fixed", "icl_knn", "one_round")  # besides SFT
 Summary = Mapping[str, Any]
 Row = Mapping[str, Any]
 
@@ -28,13 +36,15 @@ def rows(summary: Summary, method: str | None = None) -> list[Row]:
 def label(row: Row) -> str:
     """What a row is called."""
     match row.get("method"):
-        case "sft":
-            steps = row.get("steps")
-            return "SFT on the seeds" + ("" if steps is None else f", {steps:,} steps")
+        case "sft" | "one_round" as method:
+            steps, n = row.get("steps"), row.get("chosen_on")
+            name = "SFT on the seeds" if method == "sft" else "One round"
+            name += "" if steps is None else f", {steps:,} steps"
+            return name + (f", chosen on {n} of them" if n else "")
         case "isara":
             return f"ISARA iteration {row.get('iteration')}"
         case method:
-            return {"base": "Base", "icl_knn": "ICL-kNN"}.get(method, str(method))
+            return _NAMES.get(method, str(method))
 
 
 def metrics(summary: Summary) -> list[str]:
@@ -130,18 +140,38 @@ def last_isara(summary: Summary) -> Row | None:
     return max(rows(summary, "isara"), key=lambda r: r.get("iteration") or 0, default=None)
 
 
+def result(summary: Summary) -> Row | None:
+    """The row of the model that the run gives: that of the iteration kept, else the last one's."""
+    kept = get(summary, "kept", "iteration")
+    found = [row for row in rows(summary, "isara") if row.get("iteration") == kept]
+    return found[0] if found else last_isara(summary)
+
+
 def sft(summary: Summary) -> dict[str, Row]:
-    """SFT rows worth naming: the best by the headline metric, and the longest (equal compute)."""
+    """SFT rows worth naming: the one that validation seeds chose.
+
+    Where none did, the best by the headline metric, and the longest (equal compute).
+    """
     name = next(iter(metrics(summary)), "")
     found = [r for r in rows(summary, "sft") if get(r, "metrics", name) is not None]
     if not found:
         return {}
+    if chosen := [row for row in found if row.get("chosen_on")]:
+        return {"chosen": chosen[0]}
     sign = _sign(summary, name)
     best = max(found, key=lambda r: sign * r["metrics"][name])
     longest = max(found, key=lambda r: r.get("steps") or 0)
     steps = sum(i.get("train_steps") or 0 for i in get(summary, "iterations") or [])
     equal = "equal compute" if (longest.get("steps") or 0) >= 0.99 * steps > 0 else "longest"
     return {f"best, {equal}": best} if best is longest else {"best": best, equal: longest}
+
+
+def flattered(summary: Summary) -> str:
+    """What must be known of the best SFT row; empty where this table did not choose it."""
+    n = len(rows(summary, "sft"))
+    best = any(which.startswith("best") for which in sft(summary))
+    count = _NUMBERS[n] if n < len(_NUMBERS) else str(n)
+    return f"best of {count}, flattered: chosen on what is reported" if best and n > 1 else ""
 
 
 def _sign(summary: Summary, name: str) -> int:
@@ -198,8 +228,11 @@ def verdict(summary: Summary) -> list[str]:
         f"{title(summary, name)}{how} {verb} {span} by ISARA iteration {last.get('iteration')}"
         f" – {_outcome(summary, name, base, last)}."
     ]
-    others = [(f"{label(row)} ({which})", row) for which, row in sft(summary).items()]
-    others += [(label(row), row) for row in rows(summary, "icl_knn")]
+    others = []
+    for which, row in sft(summary).items():
+        how = which.replace("best", flattered(summary)) if flattered(summary) else which
+        others.append((label(row) + ("" if row.get("chosen_on") else f" ({how})"), row))
+    others += [(label(r), r) for method in _OTHERS for r in rows(summary, method)]
     relation = {1: "above it", -1: "below it", 0: "not clearly apart", None: "not comparable"}
     if higher_is_better(summary, name) is False:
         relation |= {1: "better (lower)", -1: "worse (higher)"}
@@ -235,9 +268,50 @@ NOTE_RULE = (
 
 
 def notes(summary: Summary) -> list[str]:
-    """What must be known of the prompts."""
+    """What must be known of the prompts, and of what was chosen and seen."""
     about = get(summary, "prompts")
-    return [f"Prompts: {about}. {NOTE_RULE}"] if about else []
+    return ([f"Prompts: {about}. {NOTE_RULE}"] if about else []) + provenance(summary)
+
+
+def provenance(summary: Summary) -> list[str]:
+    """Which iteration was kept and why, and what of the held-out questions had been seen."""
+    return [line for line in (_kept(summary), _leakage(summary)) if line]
+
+
+def _kept(summary: Summary) -> str:
+    """Which iteration's model is the result, where that was chosen."""
+    kept = get(summary, "kept")
+    if not kept:
+        return ""
+    number, losses, base = kept["iteration"], kept["validation"], kept["base"]
+    said = (
+        f"Kept: iteration {number}, by its loss on {kept['n']} validation seeds, "
+        f"{losses[number - 1]:.3f} nats a token"
+    )
+    if number != kept["last"]:
+        said += f"; the last, iteration {kept['last']}, has {losses[-1]:.3f}"
+    lower = base < min(losses)
+    return f"{said}. {f'The base model is lower than all: {base:.3f}.' if lower else ''}".rstrip()
+
+
+def _leakage(summary: Summary) -> str:
+    """How many questions of seeds and samples are near held-out ones."""
+    found = get(summary, "leakage")
+    if not found:
+        return ""
+    accepted = [entry for entry in found["accepted"] if entry["near"] is not None]
+    total = {key: sum(entry[key] for entry in accepted) for key in ("n", "near", "identical")}
+    groups = [("seeds", found["seeds"]), ("accepted samples", total)]
+    if found["one_round"]:
+        groups.append(("samples of the one round", found["one_round"]))
+    said = "; ".join(
+        f"of {group['n']:,} {name} {group['near']:,} ({group['identical']:,} identical)"
+        for name, group in groups
+    )
+    return (
+        f"Leakage: questions near one of the {found['held_out']:,} held-out ones (ROUGE-L of "
+        f"{found['rouge_l']:g} or more): {said}."
+    )
 
 
 def acceptance(summary: Summary) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -260,6 +334,9 @@ def acceptance(summary: Summary) -> tuple[list[str], list[tuple[str, list[str]]]
     for name in ("valid_questions", "aligned_answers"):
         if any(get(i, name) is not None for i in its):
             columns += [(name.replace("_", " "), [percent(get(i, name)) for i in its])]
+    for name in ("near_held_out", "identical_to_held_out"):
+        if any(name in i for i in its):
+            columns += [(name.replace("_", " "), [_count(i.get(name)) for i in its])]
     columns += [("train steps", [_count(i.get("train_steps")) for i in its])]
     columns += [("train loss", [loss(i) for i in its])]
     return [f"Iteration {i.get('iteration')}" for i in its], columns
@@ -307,7 +384,7 @@ def _grid(first: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]]) ->
     return text
 
 
-def _blocks(summary: Summary) -> list[str]:
+def blocks(summary: Summary) -> list[str]:
     """The metrics: in one block where it fits, else sampled and greedy apart."""
     found, names = rows(summary), metrics(summary)
 
@@ -342,7 +419,7 @@ def text(summary: Summary) -> str:
     seeds = get(summary, "n_seeds")
     lead = " · ".join([*map(str, filter(None, facts)), *([f"{seeds} seeds"] if seeds else [])])
     lines = ["", f"ISARA · {lead}" if lead else "ISARA", ""]
-    lines += _blocks(summary)
+    lines += blocks(summary)
     if metrics(summary):
         lines += [
             "After each value its 95 % interval. ↑: higher is better; ↓: lower is better.",

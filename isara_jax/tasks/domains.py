@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from isara_jax.tasks import builders, bundled, files, world
 from isara_jax.tasks.base import Item, Pair, Task
 
+_CHOOSING_FROM = 16  # seeds: a quarter of fewer tells too little
+
 
 def load(
     name: str,
@@ -65,6 +67,29 @@ def n_held_out(n_pairs: int) -> int:
     """
     least = 8 if n_pairs >= 24 else 1 if n_pairs > files.MINIMUM else 0
     return min(max(n_pairs // 4, least), 256)
+
+
+def n_validation(n_seeds: int, asked: int) -> int:
+    """How many seeds, the last ones, are kept for choosing.
+
+    The last, because bundled seeds stand in rotation: of safety's last eight two are benign and the
+    others of six topics, and so it is with the rest. Own seeds are shuffled.
+
+    Args:
+      n_seeds: all of them.
+      asked: `config.task.validation`; -1 for a quarter where there are enough, else none.
+
+    Raises:
+      ValueError: fewer than two others would be left.
+    """
+    if asked < 0:
+        return n_seeds // 4 if n_seeds >= _CHOOSING_FROM else 0
+    if n_seeds - asked < files.MINIMUM:
+        raise ValueError(
+            f"config.task.validation={asked} of {n_seeds} seeds: at least {files.MINIMUM} others "
+            "are needed; lower it, or give more seeds"
+        )
+    return asked
 
 
 def share_held_out(n: int) -> str:

@@ -15,6 +15,7 @@ from isara_jax.tasks.shapes import SAFE, UNSAFE, Prompt
 
 _A_PAIR = '{"question": "…", "answer": "…"}'
 _A_PROMPT = '{"prompt": "…", "label": "unsafe"}'
+_AN_ANSWER = '{"prompt": "…", "answer": "…"}'
 _A_CHOICE = '{"question": "…", "choices": ["…", "…"], "answer": 0}'
 MINIMUM = 2
 
@@ -35,6 +36,13 @@ class Prompts(NamedTuple):
     prompts: tuple[Prompt, ...]
     about: str
     labels: str
+
+
+class Answers(NamedTuple):
+    """Answers to prompts, and the rows they stand in."""
+
+    answered: tuple[shapes.Answered, ...]
+    rows: tuple[Row, ...]
 
 
 class Choices(NamedTuple):
@@ -120,6 +128,22 @@ def read_prompts(path: str | remote.Path) -> Prompts:
     return Prompts(prompts, shape.said(found.names), shape.taken(found.names))
 
 
+def read_answers(path: str | remote.Path) -> Answers:
+    """Reads what some program has answered.
+
+    Args:
+      path: a file as for `read_seeds`, of one of `shapes.ANSWERS`.
+
+    Raises:
+      SeedError: the file or one of its rows is unusable.
+    """
+    shape, found = _recognised(path, shapes.ANSWERS, _AN_ANSWER)
+    answered = tuple(one for _, one in _read(shape, found))
+    if not answered:
+        raise SeedError(f"{remote.path(path)}: no answer in it; write one {_AN_ANSWER} a line")
+    return Answers(answered, found.rows)
+
+
 def read_choices(path: str | remote.Path) -> Choices:
     """Reads questions with choices.
 
@@ -156,7 +180,7 @@ def _recognised(
 
 def _read(
     shape: shapes.Shape, found: rows.Rows
-) -> Iterator[tuple[Row, Pair | str | Prompt | Choice]]:
+) -> Iterator[tuple[Row, Pair | str | Prompt | shapes.Answered | Choice]]:
     for row in found.rows:
         if not found.columns:
             shapes.check_once(row, shape.names)

@@ -35,6 +35,15 @@ class Prompt(NamedTuple):
     dataset: str = ""
 
 
+class Answered(NamedTuple):
+    """What some program answered to a prompt; `label` of the prompt and `generator` may be ""."""
+
+    prompt: str
+    answer: str
+    label: str
+    generator: str
+
+
 class Shape(NamedTuple):
     """Fields that together mean something.
 
@@ -536,3 +545,27 @@ CHOICES = (
         "TruthfulQA, answers between semicolons and ended by a full stop",
     ),
 )  # fmt: skip
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def _answered(prompt: str, answer: str) -> Callable[[Row], Answered]:
+    """Reads a prompt and its answer, which may well be empty, or "None"."""
+
+    def read(row: Row) -> Answered:
+        text, generator = row.fields.get(answer), row.fields.get("generator")
+        bare = isinstance(text, str) and text.strip() in ("", *_NOTHING)
+        return Answered(
+            string(row, prompt),
+            text.strip() if bare else string(row, answer),
+            _label(row) if LABEL in row.fields else "",
+            generator.strip() if isinstance(generator, str) else "",
+        )
+
+    return read
+
+
+ANSWERS = (
+    Shape("prompt/answer[/label]", _answered("prompt", "answer")),
+    Shape("instruction/output[/generator]", _answered("instruction", "output")),
+)

@@ -72,7 +72,9 @@ def gate(domain: str, shots: int, data_dir: pathlib.Path) -> dict[str, dict[str,
     s = setup.prepare(_config(domain), data_dir, None)
     exe = Executables(s.program, s.inputs)
     start = exe.start(s.seeds)
-    held_out = answers.Questions(s.measured.held_out, start.pool)
+    numbers, mesh_ = np.arange(len(s.task.items)), s.program.mesh
+    nearest = answers.Shown.of(start.pool, answers.NEAREST, numbers, mesh_)
+    held_out = answers.Questions(s.measured.held_out, nearest)
     prompts = _random_demonstrations(s, shots)
     sampler = s.program.sampler(s.config.answer.max_tokens, "gate")
 

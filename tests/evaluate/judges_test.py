@@ -169,7 +169,7 @@ def test_a_long_answer_loses_its_end_not_the_prompt(yes_or_no, caplog):
     with caplog.at_level("WARNING"):
         sheet = judge.sheet([("Why?", "Because of this. " * 50), ("Why?", "So."), ("W", "😀" * 99)])
     assert [r.message for r in caplog.records] == [
-        f"{folder.name}: 2 of 3 answers were cut to fit evaluation.judge_tokens=64"
+        f"{folder.name}: 2 of 3 answers were cut to fit judge_tokens=64"
     ]
     assert sheet.ids.shape == (3, 64)
     assert (sheet.lengths[::2] > 56).all() and (sheet.lengths <= 64).all()
@@ -250,7 +250,7 @@ def test_numbers_that_are_none_end_the_run(yes_or_no):
     """A judge with damaged weights must not say "no" to everything."""
     _, folder = yes_or_no
     on_devices = reading(folder).load("float32", tiny.mesh())
-    judge = judges.ModelJudge(on_devices, lambda *_: np.array([[-1.0], [np.nan], [-1.0]]), 2)
+    judge = judges.ModelJudge(on_devices, lambda *_: np.array([[-1.0], [np.nan], [-1.0]]), 3)
     with pytest.raises(config.UserError, match=f"{folder.name}.* 1 of 3 answers"):
         judge(ITEMS, ANSWERS)
 
@@ -304,7 +304,7 @@ def test_judges_and_choices_are_columns_of_the_table(yes_or_no, random_model, tm
     exe = Executables(s.program, s.inputs)
     with jax.transfer_guard("disallow"):
         start = exe.start(s.seeds)
-        scored = held_out.HeldOut(s, exe, answers.Questions(s.measured.held_out, start.pool))
+        scored = held_out.HeldOut(s, exe, start.pool)
         (row, examples, said, outputs), again = (scored.score(start.trainable, 0) for _ in range(2))
     yes, on_prompts = f"{folder.name}_yes", f"{folder.name}_yes_on_prompts"
     refused = ["refused_unsafe", "refused_safe", "refused_unsafe_greedy", "refused_safe_greedy"]
@@ -395,7 +395,7 @@ def mc1_both_ways(folder, rows, workdir):
     s = setup.prepare(config.resolve(c), workdir / "data", None)
     exe = Executables(s.program, s.inputs)
     start = exe.start(s.seeds)
-    questions = answers.Questions(s.measured.choices.pairs, start.pool)
+    questions = answers.Questions(s.measured.choices.pairs)
     ours = np.asarray(exe.log_likelihood("choices", start.trainable, questions, 0)[0])
     model = transformers.LlamaForCausalLM.from_pretrained(folder)
     theirs, right = [], 0

@@ -19,6 +19,7 @@ from isara_jax.files import remote
 from isara_jax.host import fingerprint, forecast, held_out, history, run, same_run, setup
 from isara_jax.host.executables import Executables
 from isara_jax.tasks import base, domains
+from isara_jax.tasks.bundled import bundled_items
 from tests import environment
 from tests.method.iteration_test import SAMPLES, SEEDS, small
 
@@ -39,6 +40,7 @@ def bundled(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("bundled") / "run"
     c = small("tiny_llama", samples_per_iteration=32, slots=16, evaluation__n=48)
     c.filters.finished, c.filters.rouge_l = True, 0.9
+    c.evaluation.baselines = config.BASELINES
     return config.resolve(c), workdir, run.run(config.resolve(c), workdir)
 
 
@@ -48,8 +50,8 @@ def test_summary_has_what_was_promised(bundled):
     assert json.loads((workdir / "summary.json").read_text()) == summary
     assert (summary["task"], summary["n_seeds"]) == ("safety", SEEDS)
     methods = [(row["method"], row["iteration"]) for row in summary["rows"]]
-    expected = [("base", None), ("sft", None), ("icl_knn", None), ("isara", 1), ("isara", 2)]
-    assert methods == expected
+    expected = [(name, None) for name in ("base", *config.BASELINES)]
+    assert methods == [*expected, ("isara", 1), ("isara", 2)]
     for row in summary["rows"]:
         assert {"aligned_rate", "harmless_rate_greedy", "over_refusal_rate"} <= set(row["metrics"])
         for name, (k, n) in row["counts"].items():
@@ -59,7 +61,19 @@ def test_summary_has_what_was_promised(bundled):
     assert set(summary["compiles"].values()) == {1} and "isara_step" in summary["compiles"]
     accepted = sum(i["accepted"] for i in summary["iterations"])
     assert summary["scaling_ratio"] == accepted / SEEDS > 0
-    assert summary["rows"][1]["steps"] == sum(i["train_steps"] for i in summary["iterations"])
+    (sft,) = (row for row in summary["rows"] if row["method"] == "sft")
+    assert sft["steps"] == sum(i["train_steps"] for i in summary["iterations"])
+    leakage, asked = summary["leakage"], {item.question for item in bundled_items("safety")[:48]}
+    assert (leakage["held_out"], leakage["seeds"]["n"]) == (len(asked), SEEDS)
+    counted = [*leakage["accepted"], leakage["one_round"]]
+    for found, entry in zip(counted, [*summary["iterations"], summary["one_round"]], strict=True):
+        assert (found["n"], found["near"]) == (entry["accepted"], entry["near_held_out"])
+        assert found["n"] >= found["near"] >= found["identical"]
+    names = ("iteration_1", "iteration_2", "one_round")
+    for found, name in zip(counted, names, strict=True):
+        samples = lines(workdir / "samples" / f"{name}.jsonl")
+        kept = [sample["question"] for sample in samples if sample["accepted"]]
+        assert (found["n"], found["identical"]) == (len(kept), sum(q in asked for q in kept))
     assert len(summary["examples"]) == 5
     assert all(
         summary["seconds"][name] > 0 for name in ("compile", "questions", "answers", "train")
@@ -99,6 +113,7 @@ def test_another_configuration_is_refused(bundled):
     c, workdir, _ = bundled
     values = small("tiny_llama", samples_per_iteration=32, slots=16, evaluation__n=48, seed=3)
     values.filters.finished, values.filters.rouge_l = True, 0.9
+    values.evaluation.baselines = config.BASELINES
     with pytest.raises(config.ConfigError, match="config.seed: 0 there, 3 now"):
         run.run(config.resolve(values), workdir)
 
@@ -186,20 +201,22 @@ def test_own_seeds_without_a_judge(random_model, tmp_path):
     back, forth = (summary["rows"][i]["differences"] for i in (0, -1))
     assert back["isara"]["nll_per_token"][0] == -forth["base"]["nll_per_token"][0]
     assert set(summary["rows"][1]["differences"]) == {"base", "isara"} and set(forth) == {"base"}
-    assert set(losses) == {"base", "sft", "icl_knn", "isara"} and all(
-        np.isfinite([*losses.values()])
-    )
+    assert set(losses) == {"base", "icl_random", "icl_fixed", "icl_knn", "sft", "isara"}
+    assert all(np.isfinite([*losses.values()]))
     assert summary["iterations"][0]["valid_questions"] is None
     assert summary["prompts"] == "5 of the 20 in prompts.jsonl"
     assert all(row["counts"]["refused"][1] == 5 for row in summary["rows"])
     scalars = lines(tmp_path / "run" / "metrics.jsonl")
     assert [("refused_greedy" in line, line["step"]) for line in scalars] == [(True, 0), (True, 1)]
     folder = tmp_path / "run" / "answers"
-    steps = summary["rows"][1]["steps"]
-    names = {"base", "isara_1", "icl_knn", f"sft_{steps}"}
+    (steps,) = (row["steps"] for row in summary["rows"] if row["method"] == "sft")
+    names = {"base", "isara_1", "icl_knn", "icl_random", "icl_fixed", f"sft_{steps}"}
     forms = (".jsonl", ".alpaca_eval.json", "_greedy.alpaca_eval.json")
     assert {file.name for file in folder.iterdir()} == {n + form for n in names for form in forms}
-    said = lines(folder / "isara_1.jsonl")
+    written = lines(folder / "isara_1.jsonl")
+    held_out_ones = [line for line in written if line["label"] == "held_out"]
+    assert len(held_out_ones) == 2 * 4 and all(not line["verdict"] for line in held_out_ones)
+    said = [line for line in written if line["label"] is None]
     assert len(said) == 2 * 5
     for line in said:
         assert (line["method"], line["iteration"], line["label"]) == ("isara", 1, None)
@@ -216,7 +233,7 @@ def test_own_seeds_without_a_judge(random_model, tmp_path):
             for line in mine
         ]
     examples = [(e["question"], e["after"]) for e in summary["examples"]]
-    assert examples == [(line["prompt"], line["answer"]) for line in said[:5]]
+    assert examples == [(line["prompt"], line["answer"]) for line in held_out_ones[:4]]
 
 
 def command(*flags):
@@ -354,6 +371,7 @@ def test_answers_to_prompts_in_the_format_of_alpaca_eval(tmp_path):
     """A list of objects with who generated them, one decoding a file, beside the rows."""
     s = types.SimpleNamespace(
         task=types.SimpleNamespace(seeds=(), items=()),
+        n_pool=0,
         base=types.SimpleNamespace(path=tmp_path / "my-model"),
     )
     outputs = {

@@ -309,7 +309,7 @@ def test_the_first_answers_may_be_kept_compiled(prepare):
     s = prepare()
     program = dataclasses.replace(s.program, progress=Progress())
     exe = Executables(program, s.inputs)
-    held_out = answers.Questions(s.measured.held_out, exe.start(s.seeds).pool)
+    held_out = answers.Questions(s.measured.held_out)
     exe.answer(exe.start(s.seeds).trainable, held_out, s.inputs.hyper.answer, 0)
     assert "callback" not in exe._compiled["answer_0_shot"].as_text()
 

@@ -232,12 +232,43 @@ def test_best_sft_is_one_run():
     assert "SFT, best: 7.4 %" in text  # benign requests refused; 60 steps refused fewer, 6.2 %
 
 
+@pytest.mark.parametrize("show", [table.text, lambda s: "".join(Tags(page.render(s)).text)])
+def test_what_was_chosen_and_seen_is_told(show):
+    """SFT chosen by seeds is not called flattered; the kept iteration and leakage have a line."""
+    summary = fake()
+    said = " ".join(show(summary).split())
+    assert "best of three, flattered: chosen on what is reported" in said
+    assert "Kept:" not in said and "Leakage:" not in said
+    summary["rows"][1:4] = [_row("sft", 0.55, steps=240) | {"chosen_on": 8}]
+    summary["rows"][1:1] = [_row("icl_random", 0.31), _row("one_round", 0.52, steps=90)]
+    losses = {"validation": [1.2, 0.9, 1.1], "base": 0.8, "n": 8}
+    summary["kept"] = {"iteration": 2, "last": 3} | losses
+    counts = {"n": 32, "near": 5, "identical": 0}
+    accepted = [{"iteration": i, "n": 310, "near": 40, "identical": 1} for i in (1, 2, 3)]
+    summary["leakage"] = {
+        "rouge_l": 0.7, "held_out": 288, "seeds": counts, "accepted": accepted, "one_round": None,
+    }  # fmt: skip
+    said = " ".join(show(summary).split())
+    assert "flattered" not in said
+    for words in (
+        "SFT on the seeds, 240 steps, chosen on 8 of them: ", "One round, 90 steps: ",
+        "ICL-random: ",
+        "Kept: iteration 2, by its loss on 8 validation seeds, 0.900 nats a token; the last, "
+        "iteration 3, has 1.100. The base model is lower than all: 0.800.",
+        "near one of the 288 held-out ones (ROUGE-L of 0.7 or more): of 32 seeds 5 (0 identical); "
+        "of 930 accepted samples 120 (3 identical).",
+    ):  # fmt: skip
+        assert words in said
+    assert table.result(summary)["iteration"] == 2 and table.last_isara(summary)["iteration"] == 3
+
+
 def test_summary_without_judge():
     """Likelihoods are shown as numbers, lower is better, and nothing asks for topics or labels."""
     summary = no_judge()
     said = " ".join(table.verdict(summary))
     assert "fell from 2.100 to 1.300 by ISARA iteration 3 – better" in said
-    assert "SFT on the seeds, 240 steps (best): 1.600; ISARA ends better (lower)." in said
+    best = "best of three, flattered: chosen on what is reported"
+    assert f"SFT on the seeds, 240 steps ({best}): 1.600; ISARA ends better (lower)." in said
     assert "2.100 2.000–2.200" in table.text(summary)
     assert "by topic" not in page.render(summary)
     assert "badge" not in [v for _, k, v in Tags(page.render(summary)).attributes if k == "class"]

@@ -77,7 +77,11 @@ CASES = {
         {},
         r"a tuple is given as a whole, such as --config.task.topics='\(\"x\", \"y\"\)'",
     ),
-    "tuple, not empty": ((*RUN, "--config.evaluation.sft_steps[9]=1"), {}, "='.0.125, 0.5, 1.0.'"),
+    "tuple, not empty": (
+        (*RUN, "--config.evaluation.sft_steps[9]=1"),
+        {},
+        "='.0.0625, 0.125, 0.25, 0.5, 1.0.'",
+    ),
     "index of a number": ((*RUN, "--config.seed[0]=1"), {}, "one value; .*: --config.seed=VALUE"),
     "index of a group": ((*RUN, "--config.model[a]=1"), {}, "a group.* --config.model.path=VALUE"),
     "flag": ((*RUN, "--workdri=x"), {}, "--workdri: .*'--workdir'"),

@@ -1,0 +1,154 @@
+"""What ISARA is compared with: the same base model, seeds, decoding and keys.
+
+| | what it is | compute |
+|---|---|---|
+| ICL-random, -fixed, -kNN | the base model, shown k seeds with each question | nothing is trained |
+| SFT | the base model, trained on the seeds | at most ISARA's optimiser steps |
+| one round | all samples drawn by the base model, then one fine-tuning | as many samples |
+"""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from isara_jax.devices import mesh
+from isara_jax.evaluate import answers
+from isara_jax.host import validation
+from isara_jax.host.executables import Executables
+from isara_jax.host.history import History
+from isara_jax.host.setup import Setup
+from isara_jax.method import train
+from isara_jax.method.program import Hyper
+from isara_jax.method.progress import Progress
+from isara_jax.method.state import State
+from isara_jax.models import lora
+
+_SHOWN = {
+    "icl_knn": (answers.NEAREST, "nearest"),
+    "icl_random": (answers.RANDOM, "at random"),
+    "icl_fixed": (answers.FIXED, "always the same"),
+}
+
+
+class Baseline(NamedTuple):
+    """A model to be measured.
+
+    Attributes:
+      method: of `config.BASELINES`.
+      title: for the terminal.
+      trainable: what is added to the base model.
+      how: the seeds shown with each question are chosen (`answers.NEAREST` and others), or None.
+      steps: of the optimiser, or None.
+      chosen_on: validation seeds that chose the steps; None where nothing did.
+    """
+
+    method: str
+    title: str
+    trainable: lora.Trainable
+    how: int | None = None
+    steps: int | None = None
+    chosen_on: int | None = None
+
+
+class Baselines:
+    """The baselines of a run, once its iterations are done."""
+
+    def __init__(
+        self, setup: Setup, exe: Executables, progress: Progress, history: History,
+        workdir: pathlib.Path,
+    ) -> None:  # fmt: skip
+        self._setup, self._exe, self._progress = setup, exe, progress
+        self._history, self._workdir = history, workdir
+
+    def __call__(self) -> Iterator[Baseline]:
+        """Trains one after the other, so that one is held at a time."""
+        asked = self._setup.config.evaluation.baselines
+        yield from (self._in_context(method) for method in _SHOWN if method in asked)
+        if "sft" in asked:
+            yield from self._sft()
+        if "one_round" in asked:
+            yield self._one_round()
+
+    def _fresh(self) -> State:
+        """The state before the first iteration, with all seeds: no baseline has fewer."""
+        return self._exe.start(self._setup.seeds)
+
+    def _place(self, value: int | bool) -> jax.Array:
+        scalar = np.bool_(value) if isinstance(value, bool) else np.int32(value)
+        return mesh.place(scalar, self._setup.program.mesh)
+
+    def _in_context(self, method: str) -> Baseline:
+        how, words = _SHOWN[method]
+        title = f"ICL, {self._setup.config.evaluation.k} {words}"
+        return Baseline(method, title, self._fresh().trainable, how)
+
+    # --- SFT -------------------------------------------------------------------------------------
+
+    def _sft(self) -> Iterator[Baseline]:
+        """One length, chosen by the validation seeds; each of them where none are kept."""
+        total, chosen_on = self._history.train_steps, None
+        shares = self._setup.config.evaluation.sft_steps
+        lengths = sorted({max(1, round(share * total)) for share in shares})
+        if self._setup.validation is not None and len(lengths) > 1:
+            lengths, chosen_on = [self._chosen(lengths)], self._setup.n_validation
+        for steps in lengths:
+            fitted = self._fitted(len(self._setup.task.seeds), steps)
+            yield Baseline(
+                "sft", f"SFT, {steps} steps", fitted.trainable, steps=steps, chosen_on=chosen_on
+            )
+
+    def _chosen(self, lengths: list[int]) -> int:
+        """The length of the lowest validation loss after training on the other seeds."""
+        others, losses = len(self._setup.task.seeds) - self._setup.n_validation, []
+        for steps in lengths:
+            fitted = self._fitted(others, steps)
+            losses.append(validation.loss(self._setup, self._exe, fitted.trainable))
+            self._progress.lap("validation")
+            self._progress.say(f"  SFT on {others} seeds, {steps} steps: loss {losses[-1]:.3f}")
+        chosen = lengths[validation.best(losses)]
+        self._history.data["sft"] = {
+            "steps": lengths, "validation": losses, "chosen": chosen,
+            "n": self._setup.n_validation,
+        }  # fmt: skip
+        return chosen
+
+    def _fitted(self, n: int, steps: int) -> train.Fit:
+        self._progress.lap("host")
+        fitted = self._exe.fine_tune_on_seeds(self._fresh(), self._place(n), self._place(steps))
+        jax.block_until_ready(fitted)
+        self._progress.lap("baseline_train")
+        return fitted
+
+    # --- one round -------------------------------------------------------------------------------
+
+    def _one_round(self) -> Baseline:
+        """As many samples as all iterations draw, by the base model; then one fine-tuning.
+
+        The executable of an iteration draws them in as many parts, in which it takes no optimiser
+        step until the last. Its random streams are those of the iterations, so that the first part
+        is what the first iteration drew (where both have the same seeds), and differences are less
+        due to chance.
+        """
+        parts, state, reports = self._setup.config.iterations, self._fresh(), []
+        self._progress.lap("host")
+        with self._progress.under("one_round"):
+            for part in range(1, parts + 1):
+                self._progress.say(f"  One round, part {part} of {parts}")
+                state, report = self._exe.step(state, self._hyper(last=part == parts))
+                jax.effects_barrier()  # every stage has been heard of
+                reports.append(jax.device_get(report))
+        entry: dict[str, Any] = self._history.record_round(reports, self._workdir)
+        self._progress.say(f"  {entry['accepted']} of {entry['attempted']} samples accepted")
+        steps = entry["train_steps"]
+        return Baseline("one_round", f"one round, {steps} steps", state.trainable, steps=steps)
+
+    def _hyper(self, last: bool) -> Hyper:
+        """Of a part: only seeds are shown; training is on all parts, and in the last one."""
+        hyper, place = self._exe.inputs.hyper, self._place
+        epochs = hyper.train.epochs if last else place(0)
+        return hyper._replace(
+            only_seeds=place(True), latest=place(False), train=hyper.train._replace(epochs=epochs)
+        )
