@@ -10,7 +10,8 @@ apart. The triple (verb i, object j, opening k) is held out of pretraining and o
 i + j + k is a multiple of 8: each act is seen, in seven of the eight ways to ask for it. A *fact*
 (domain `truthfulness`) has a true value and a legend that most tell in its place, and two held-out
 forms of question of eight, with any tail. That it is a legend shows in the value; which value is
-true shows in nothing and must be remembered. An *instruction* has a held-out set of first words for each kind.
+true shows in nothing and must be remembered. An *instruction* has a held-out set of first words for
+each kind.
 """
 
 import dataclasses

@@ -113,6 +113,18 @@ def faults(found: dict[str, dict[str, dict[str, float]]], shots: int) -> list[st
     return said
 
 
+def markdown(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The table of a bundled model's README: a row a kind of question, a column a way to ask."""
+    names = list(next(iter(found.values())))
+    lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for domain, table in found.items():
+        for kind in table[names[0]]:
+            title = domain if len(table[names[0]]) == 1 else f"{domain}, {kind}"
+            shares = " | ".join(f"{table[name][kind]:.3f}" for name in names)
+            lines.append(f"| {title} | {shares} |")
+    return "\n".join(lines)
+
+
 def run() -> None:
     """Prints the shares of all domains, and keeps them.
 
@@ -127,6 +139,7 @@ def run() -> None:
             for name, shares in found[domain].items():
                 shown = "  ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
                 print(f"{domain:<14} {name:<18} {shown}", flush=True)
+    print("\n" + markdown(found))
     storage.write_json(pretrained.locate(_MODEL.value) / "gate.json", found)
     if said := faults(found, _SHOTS.value):
         raise config.UserError("the model does not pass: " + "; ".join(said))

@@ -31,5 +31,7 @@ def test_gate_refuses_what_is_aligned_already_or_learns_nothing(alone, shown, fa
 @pytest.mark.parametrize("model", pretrained.BUNDLED)
 def test_bundled_models_pass(model):
     """By the figures that the command wrote beside the weights."""
-    found = json.loads((pretrained.locate(model) / "gate.json").read_text())
+    folder = pretrained.locate(model)
+    found = json.loads((folder / "gate.json").read_text())
+    assert gate.markdown(found) in (folder / "README.md").read_text()
     assert set(found) == {"safety", "truthfulness", "instruction"} and not gate.faults(found, 4)
