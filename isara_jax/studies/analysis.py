@@ -129,13 +129,12 @@ def _metric(
     same_items = len({r["items"] for r in records}) == 1
     per_seed = bootstrap.means(values, weights)
     draws = bootstrap.resampled(values, weights, same_items)
-    n = len(records) if len(records) > 1 else len(weights[0])
     last = names.index(ISARA)
 
-    def estimates(per_seed: np.ndarray, draws: np.ndarray) -> dict[str, Any]:
-        return {method: _estimate(per_seed[:, m], draws[:, m], n) for m, method in enumerate(names)}
+    def estimates(per_seed: np.ndarray, draws: bootstrap.Draws) -> dict[str, Any]:
+        return {name: _estimate(per_seed[:, m], draws, m) for m, name in enumerate(names)}
 
-    differences = estimates(per_seed[:, [last]] - per_seed, draws[:, [last]] - draws)
+    differences = estimates(per_seed[:, [last]] - per_seed, draws.differences(last))
     return {
         **about,
         "items": len(weights[0]),
@@ -144,8 +143,8 @@ def _metric(
     }
 
 
-def _estimate(per_seed: np.ndarray, draws: np.ndarray, n: int) -> dict[str, Any]:
-    found = bootstrap.interval(float(per_seed.mean()), draws, n)
+def _estimate(per_seed: np.ndarray, draws: bootstrap.Draws, method: int) -> dict[str, Any]:
+    found = bootstrap.interval(float(per_seed.mean()), draws, method)
     mean, low, high = (round(x, _DIGITS) if math.isfinite(x) else None for x in found)
     return {"mean": mean, "low": low, "high": high, "per_seed": np.round(per_seed, 5).tolist()}
 

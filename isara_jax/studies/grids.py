@@ -86,6 +86,7 @@ _ALL = (
             for n in (1, 2, 3, 6)
         ),
         reference="1 x 1152",
+        domains=("safety",),
     ),
     Study(
         name="retrieval",
@@ -135,6 +136,7 @@ _ALL = (
         name="collapse",
         claim="Iterating does not collapse: texts stay diverse and held-out answers probable.",
         changes={"iterations": 8, "evaluation.likelihood": True},
+        domains=("safety",),
         plot="iterations",
     ),
     Study(

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from isara_jax.studies import tables
 
@@ -146,7 +147,7 @@ def _curves(result: Result) -> Figure:
 
 
 def _line(
-    axes: Axes, points: Sequence[tuple[float, Mapping[str, Any]]], colour: str, label: str
+    axes: Axes, points: Sequence[tuple[float, Mapping[str, Any]]], colour: str, label: str = ""
 ) -> None:
     places = [x for x, _ in points]
     axes.plot(places, [e["mean"] for _, e in points], "o-", color=colour, label=label, markersize=3)
@@ -156,27 +157,28 @@ def _line(
 
 
 def _by_iteration(result: Result) -> Figure:
-    """A column a domain and model: every headline, and the texts' diversity, by iteration."""
+    """A row a domain and model: every headline, and the texts' diversity, by iteration."""
     groups = {", ".join(map(str, group["labels"].values())): group for group in result["groups"]}
     known = list(tables.metrics(result))
 
-    def draw(axes: Axes, title: str, name: str) -> None:
+    def draw(axes: Axes, name: str, title: str) -> None:
         group = groups[title]
         if name in group["metrics"]:
             found = group["metrics"][name]["methods"]
             earlier = [k for k in found if k.startswith("isara_")]
             points = [(i, found[k]) for i, k in enumerate(["base", *earlier, "isara"])]
-            _line(axes, points, _COLOURS["isara"], "ISARA")
+            _line(axes, points, _COLOURS["isara"])
         else:
             entries = group["iterations"]
             axes.plot([e["iteration"] for e in entries], [e[name] for e in entries], "o-",
                       color=_COLOURS["one_round"], markersize=3)  # fmt: skip
         axes.set_ylabel(_DIVERSITY.get(name) or tables.title(name, tables.metrics(result)[name]))
         axes.set_xlabel("iteration")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(title)
         axes.grid(alpha=0.3)
 
-    return _panels(list(groups), [*known, *_DIVERSITY], draw)
+    return _panels([*known, *_DIVERSITY], list(groups), draw)
 
 
 def _metric_title(group: Group) -> str:

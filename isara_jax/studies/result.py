@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import json
 import pathlib
 import platform
 from collections import Counter
@@ -16,6 +17,7 @@ from isara_jax.studies.grids import Study
 from isara_jax.studies.record import Record
 
 _PACKAGES = ("jax", "flax", "numpy")
+_WIDTH = 120
 
 
 def of(study: Study, records: Sequence[Record], planned: int, command: str) -> dict[str, Any]:
@@ -49,9 +51,23 @@ def of(study: Study, records: Sequence[Record], planned: int, command: str) -> d
 
 def write(result: dict[str, Any], folder: pathlib.Path) -> None:
     """Writes the result, its table and its picture."""
-    storage.write_json(path(folder, result["study"], "json"), result)
+    text = _json(result, 0) + "\n"
+    storage.atomic_write(path(folder, result["study"], "json"), text.encode())
     storage.atomic_write(path(folder, result["study"], "md"), tables.markdown(result).encode())
     storage.atomic_write(path(folder, result["study"], "png"), plots.png(result))
+
+
+def _json(value: Any, indent: int) -> str:
+    """JSON with what is short on one line, since people read it and its changes."""
+    flat = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, (dict, list)) or len(flat) + indent <= _WIDTH:
+        return flat
+    inner, keys = indent + 2, isinstance(value, dict)
+    parts = [f"{json.dumps(k, ensure_ascii=False)}: " for k in value] if keys else [""] * len(value)
+    of = value.values() if keys else value
+    lines = [f"{' ' * inner}{key}{_json(v, inner)}" for key, v in zip(parts, of, strict=True)]
+    begin, end = "{}" if keys else "[]"
+    return begin + "\n" + ",\n".join(lines) + f"\n{' ' * indent}{end}"
 
 
 def path(folder: pathlib.Path, study: str, suffix: str) -> pathlib.Path:

@@ -7,7 +7,8 @@ MISSING = "–"
 NOTE = (
     "In brackets 95 % intervals over random seeds and held-out items, both resampled (crossed "
     "bootstrap, expanded percentiles: `isara_jax/studies/bootstrap.py`). Differences are those of "
-    "the same seeds on the same items, shares in points; bold where the interval leaves out 0."
+    "the same seeds on the same items, shares in points; bold where the interval leaves out 0. "
+    "Where all outcomes are alike an interval has no width, which says nothing of other items."
 )
 _METHODS = {
     "base": "base model",
@@ -111,9 +112,9 @@ def _number(value: float | None, share: bool = False) -> str:
 
 
 def _parts(group: Mapping[str, Any], result: Result) -> list[str]:
-    """All metrics' means, a row a method."""
-    parts = group["parts"]
-    shares = {name for name in parts if name.removesuffix("_greedy").endswith("_rate")}
+    """The metrics' means, sampled, a row a method."""
+    parts = {name: of for name, of in group["parts"].items() if not name.endswith("_greedy")}
+    shares = {name for name in parts if name.endswith("_rate")}
     head = ["method", *(name.replace("_", " ") for name in parts)]
     rows = [
         [method(m, result), *(_number(of.get(m), name in shares) for name, of in parts.items())]

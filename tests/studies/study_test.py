@@ -10,7 +10,7 @@ import safetensors.numpy
 from isara_jax import config, study
 from isara_jax.host import run
 from isara_jax.method.program import Hyper, static
-from isara_jax.studies import cells, grids, result, running, tables
+from isara_jax.studies import cells, grids, record, result, running, tables
 from isara_jax.studies.grids import Level, Study
 from tests.method.iteration_test import SAMPLES, small
 
@@ -22,7 +22,11 @@ TINY = Study(
             Level("0.5", {"question.sampling.temperature": 0.5})),
     reference="1.0",
 )  # fmt: skip
-OPEN = {"question__max_tokens": 0, "answer__max_tokens": 0, "iterations": 1}
+# Lengths are open; of one topic there are fewer seeds than demonstrations are asked for.
+OPEN = {
+    "question__max_tokens": 0, "answer__max_tokens": 0, "iterations": 1, "answer__k": 6,
+    "task__n_seeds": 4, "task__topics": ("arson",), "evaluation__likelihood": True,
+}  # fmt: skip
 
 
 def base_of(model, **changes):
@@ -66,10 +70,13 @@ def test_the_record_has_every_outcome(finished):
     """What is left of a run must give its rates again, and say of which items."""
     grid, folder, _ = finished
     found = json.loads((folder / "cells" / grid[0].name / "cell.json").read_text())
-    assert list(found["headline"]) == ["aligned_rate", "aligned_rate_greedy"]
+    assert list(found["headline"]) == ["aligned_rate", "aligned_rate_greedy", "nll_per_token"]
+    assert len(found["seen"]) == 16 and set(found["seen"]) == {"0", "1"}
     for row in found["rows"]:
-        for name, outcomes in row["outcomes"].items():
-            assert outcomes.count("1") / len(outcomes) == pytest.approx(row["metrics"][name])
+        for name in found["headline"]:
+            values, weights = record.outcomes(row, name)
+            assert len(values) == 16
+            assert sum(values) / sum(weights) == pytest.approx(row["metrics"][name], abs=1e-5)
     assert found["iterations"][0]["attempted"] == SAMPLES
     assert 0 < found["iterations"][0]["question_distinct_2"] <= 1
 
@@ -154,6 +161,10 @@ def test_mistakes_are_told_in_a_line(monkeypatch, tmp_path):
         study.study()
     with pytest.raises(config.UserError, match="needs --models"):
         study._bases(grids.STUDIES["size"])
+    flags.models = ["a/b"]
+    (base,) = study._bases(grids.STUDIES["size"])
+    assert base.labels == {"domain": "safety", "model": "b"} and base.values.model.path == "a/b"
+    assert base.values.samples_per_iteration == 384  # what suits the bundled model
 
 
 def test_methods_have_names():
