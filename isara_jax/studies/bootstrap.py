@@ -1,5 +1,6 @@
 """Means over random seeds and items with their uncertainty, by the crossed bootstrap."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -64,23 +65,22 @@ def resampled(
       weights: as for `means`.
       same_items: whether column n is the same item for all seeds.
     """
-    rng, n_seeds, n_items = np.random.default_rng(0), len(values), len(weights[0])
-    found = means(values, weights)
-    drawn_seeds = _draws(rng, n_seeds) / n_seeds
+    n_seeds, n_items, found = len(values), len(weights[0]), means(values, weights)
+    drawn_seeds = _drawn("seeds", n_seeds) / n_seeds
     of_seeds = (drawn_seeds @ found, n_seeds)
     if not (same_items or n_seeds == 1):
         return Draws(of_seeds[0], (of_seeds,))
-    drawn_items = _draws(rng, n_items)
-    by_both, by_items = np.zeros((2, DRAWS, found.shape[1]))
-    for s, (v, w) in enumerate(zip(values, weights, strict=True)):
-        of_seed = drawn_items @ v.T / (drawn_items @ w)[:, None]
-        by_both += drawn_seeds[:, s, None] * of_seed
-        by_items += of_seed / n_seeds
-    return Draws(by_both, (of_seeds, (by_items, n_items)))
+    drawn_items = _drawn("items", n_items)
+    totals = (drawn_items @ np.concatenate(values).T).reshape(DRAWS, *found.shape)
+    rates = totals / (drawn_items @ np.stack(weights).T)[..., None]  # [DRAWS, S, M]
+    of_both = np.einsum("ds,dsm->dm", drawn_seeds, rates)
+    return Draws(of_both, (of_seeds, (rates.mean(axis=1), n_items)))
 
 
-def _draws(rng: np.random.Generator, n: int) -> np.ndarray:
+@functools.lru_cache(maxsize=4)
+def _drawn(what: str, n: int) -> np.ndarray:
     """How often each of n is drawn, `[DRAWS, n]`."""
+    rng = np.random.default_rng(list(what.encode()))
     return rng.multinomial(n, np.full(n, 1 / n), DRAWS).astype(np.float64)
 
 

@@ -20,7 +20,7 @@ _COLOURS = {
     "icl_knn": "#762a83",
     "sft": "#1b7837",
     "sft_longest": "#5aae61",
-    "sft_best": "#1b7837",
+    "sft_best": "#a6dba0",
     "one_round": "#e08214",
     "isara": "#2166ac",
     "reference": "#92c5de",
@@ -62,8 +62,9 @@ def _panels(
     for axes in grid.flat:
         named |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if named:
+        ncols = 2 * min(len(columns), 2)
         figure.legend(
-            named.values(), named.keys(), loc="outside lower center", ncols=4, frameon=False
+            named.values(), named.keys(), loc="outside lower center", ncols=ncols, frameon=False
         )
     return figure
 
@@ -83,7 +84,7 @@ def _headline(group: Group) -> str:
 
 def _methods(groups: Sequence[Group]) -> list[str]:
     """Those to be drawn: of ISARA the last iteration."""
-    names = dict.fromkeys(m for g in groups for m in g["metrics"][_headline(g)]["methods"])
+    names = tables.ordered(m for g in groups for m in g["metrics"][_headline(g)]["methods"])
     return [name for name in names if name in _COLOURS]
 
 

@@ -112,9 +112,7 @@ def _iteration(entry: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -
     kept = [sample for sample in samples if sample["accepted"]]
     texts = {part: [sample[part] for sample in kept] for part in ("question", "answer")}
     refused = [refusals.refused(answer) for answer in texts["answer"]]
-    told = ("iteration", "attempted", "accepted", "train_steps")
-    told += ("valid_questions", "aligned_answers", "held_out_questions")
-    found = {name: entry[name] for name in told}
+    found = {name: value for name, value in entry.items() if name not in ("reasons", "advice")}
     found |= {"duplicates": entry["reasons"]["question_duplicate"] / entry["attempted"]}
     found |= {"refusals": sum(refused) / len(refused) if refused else None}
     for part, of_part in texts.items():

@@ -1,6 +1,6 @@
 """A study's result as Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MISSING = "–"
@@ -21,6 +21,7 @@ _METHODS = {
     "one_round": "one round",
     "isara": "ISARA",
 }
+_LAST = ("isara", "reference")
 Result = Mapping[str, Any]
 
 
@@ -31,6 +32,18 @@ def method(name: str, result: Result) -> str:
     if name.startswith("isara_"):
         return f"ISARA, iteration {name.removeprefix('isara_')}"
     return _METHODS.get(name, name)
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Methods in the order in which they are shown, each once: ISARA's iterations at the end."""
+    known = [*_METHODS][:-1]
+
+    def place(name: str) -> int:
+        if name in _LAST:
+            return len(known) + 1 + _LAST.index(name)
+        return known.index(name) if name in known else len(known)
+
+    return sorted(dict.fromkeys(names), key=place)
 
 
 def title(name: str, about: Mapping[str, Any]) -> str:
@@ -81,7 +94,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _estimates(result: Result, metric: str, what: str) -> list[str]:
     """A row a group, a column a method."""
     groups = [group for group in result["groups"] if metric in group["metrics"]]
-    names = list(dict.fromkeys(m for g in groups for m in g["metrics"][metric][what]))
+    names = ordered(m for g in groups for m in g["metrics"][metric][what])
     head = [*groups[0]["labels"], *(method(name, result) for name in names)]
     rows = []
     for group in groups:

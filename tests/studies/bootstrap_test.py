@@ -57,9 +57,8 @@ def test_methods_share_their_draws():
 @pytest.mark.parametrize(
     ("of_seed", "of_item", "of_both"), [(1, 0.1, 0.1), (0.1, 1, 0.1), (0.3, 0.3, 1)]
 )
-def test_intervals_cover(monkeypatch, of_seed, of_item, of_both):
+def test_intervals_cover(of_seed, of_item, of_both):
     """With five seeds, whichever varies most: percentiles as they are covered 85 % in the first."""
-    monkeypatch.setattr(bootstrap, "DRAWS", 4000)
     rng, covered = np.random.default_rng(4), []
     for _ in range(150):
         shape = (5, 60)

@@ -9,6 +9,7 @@ import safetensors.numpy
 
 from isara_jax import config, study
 from isara_jax.host import run
+from isara_jax.host.executables import Shared
 from isara_jax.method.program import Hyper, static
 from isara_jax.studies import cells, grids, record, result, running, tables
 from isara_jax.studies.grids import Level, Study
@@ -49,6 +50,16 @@ def test_equal_programs_are_compiled_once(finished):
     assert len(grid) == 4  # the level that changes nothing is the default itself
     assert found["cells"] == {"done": 4, "planned": 4}
     assert set(found["compiles"].values()) == {1} and "isara_step" in found["compiles"]
+
+
+def test_what_the_last_run_did_not_call_is_dropped(tmp_path):
+    """Executables of all of a study's shapes would fill the memory."""
+    shared, made = Shared(silent=True), []
+    for wanted in (("a", "b"), ("a",), ("a", "b")):
+        shared.begin(tmp_path / "output.txt")
+        for name in wanted:
+            shared.get(name, lambda name=name: made.append(name))
+    assert made == ["a", "b", "b"]
 
 
 def test_a_cell_is_the_run_that_it_says(finished, tmp_path):
