@@ -39,10 +39,10 @@ class Task:
     seeds: str = ""  # its formats and fields: tasks.files.read_seeds
     n_seeds: int = 0  # how many seeds to use; 0: all of a file, 32 of the bundled world
     topics: tuple[str, ...] = ()  # restricts bundled seeds to some topics
-    test: str = ""  # the bundled domain whose questions are asked; empty: that of the seeds
     # Own pairs kept back, for the likelihood where there is no judge; -1: a quarter of the file, at
     # least 8 of 24 pairs or more, at least 1 of fewer, at most 256 (see tasks.domains.n_held_out).
     held_out: int = -1
+    test: str = ""  # the bundled domain whose questions are asked; empty: that of the seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +131,13 @@ class Evaluation:
     n: int = 0  # items, and prompts; 0: all
     k: int = 4  # demonstrations of the ICL-kNN baseline
     temperature: float = 1.0  # of the sampled rates
-    likelihood: bool = False  # of held-out references, also where answers are judged by rule
     sft_steps: tuple[float, ...] = (0.125, 0.5, 1.0)  # shares of ISARA's steps; 1: equal compute
     judges: tuple[str, ...] = ()  # folders of models that judge: classifiers, scores, yes or no
     judge_prompts: tuple[str, ...] = ()  # with {question} and {answer}; empty: as they were trained
     judge_tokens: int = 512  # of the text a judge reads
     prompts: str = ""  # a file of prompts, safe, unsafe or unlabelled: refusals
     choices: str = ""  # a file of questions with choices and the right ones: MC1, MC2
+    likelihood: bool = False  # of held-out references, also where answers are judged by rule
 
 
 @dataclasses.dataclass(frozen=True)
