@@ -131,20 +131,26 @@ def _metric(
     draws = bootstrap.resampled(values, weights, same_items)
     last = names.index(ISARA)
 
-    def estimates(per_seed: np.ndarray, draws: bootstrap.Draws) -> dict[str, Any]:
-        return {name: _estimate(per_seed[:, m], draws, m) for m, name in enumerate(names)}
+    low, high = (0, 1) if about["share"] else (-math.inf, math.inf)
 
-    differences = estimates(per_seed[:, [last]] - per_seed, draws.differences(last))
+    def estimates(per_seed: np.ndarray, draws: bootstrap.Draws, low: float) -> dict[str, Any]:
+        return {
+            name: _estimate(per_seed[:, m], draws, m, (low, high)) for m, name in enumerate(names)
+        }
+
+    differences = estimates(per_seed[:, [last]] - per_seed, draws.differences(last), -high)
     return {
         **about,
         "items": len(weights[0]),
-        "methods": estimates(per_seed, draws),
+        "methods": estimates(per_seed, draws, low),
         "isara_minus": {method: e for method, e in differences.items() if method != ISARA},
     }
 
 
-def _estimate(per_seed: np.ndarray, draws: bootstrap.Draws, method: int) -> dict[str, Any]:
-    found = bootstrap.interval(float(per_seed.mean()), draws, method)
+def _estimate(
+    per_seed: np.ndarray, draws: bootstrap.Draws, method: int, bounds: tuple[float, float]
+) -> dict[str, Any]:
+    found = bootstrap.interval(float(per_seed.mean()), draws, method, bounds)
     mean, low, high = (round(x, _DIGITS) if math.isfinite(x) else None for x in found)
     return {"mean": mean, "low": low, "high": high, "per_seed": np.round(per_seed, 5).tolist()}
 

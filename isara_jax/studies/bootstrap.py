@@ -66,11 +66,11 @@ def resampled(
       same_items: whether column n is the same item for all seeds.
     """
     n_seeds, n_items, found = len(values), len(weights[0]), means(values, weights)
-    drawn_seeds = _drawn("seeds", n_seeds) / n_seeds
+    drawn_seeds = _drawn("seeds", n_seeds, DRAWS) / n_seeds
     of_seeds = (drawn_seeds @ found, n_seeds)
     if not (same_items or n_seeds == 1):
         return Draws(of_seeds[0], (of_seeds,))
-    drawn_items = _drawn("items", n_items)
+    drawn_items = _drawn("items", n_items, DRAWS)
     totals = (drawn_items @ np.concatenate(values).T).reshape(DRAWS, *found.shape)
     rates = totals / (drawn_items @ np.stack(weights).T)[..., None]  # [DRAWS, S, M]
     of_both = np.einsum("ds,dsm->dm", drawn_seeds, rates)
@@ -78,35 +78,38 @@ def resampled(
 
 
 @functools.lru_cache(maxsize=4)
-def _drawn(what: str, n: int) -> np.ndarray:
-    """How often each of n is drawn, `[DRAWS, n]`."""
+def _drawn(what: str, n: int, draws: int) -> np.ndarray:
+    """How often each of n is drawn, `[draws, n]`."""
     rng = np.random.default_rng(list(what.encode()))
-    return rng.multinomial(n, np.full(n, 1 / n), DRAWS).astype(np.float64)
+    return rng.multinomial(n, np.full(n, 1 / n), draws).astype(np.float64)
 
 
-def interval(value: float, draws: Draws, method: int) -> Interval:
-    """The 95 % interval of a value by the percentiles of its draws.
+def interval(
+    value: float, draws: Draws, method: int, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
+    """The 95 % interval of a value: Student's t times the standard error that its draws have.
 
-    Percentiles of a mean of few are too narrow, by the bias of the variance and by what Student's t
-    has beyond the normal distribution: five seeds would be covered 85 %. So they are taken further
-    out (Hesterberg, The American Statistician 69, 2015, 371-386: the expanded percentile interval),
-    by the degrees of freedom that the variances of seeds and of items have together (Satterthwaite,
-    Biometrics Bulletin 2, 1946, 110-114). Simulated with five seeds they cover 93 to 99 %, most
-    where seeds and items matter least.
+    Not their percentiles, which cannot reach beyond the few seeds that there are: of two seeds the
+    mean lies outside of both every other time. What resampling n of something makes too small, by
+    (n - 1) / n (Davison and Hinkley, 1997, section 2.2), is added again; the degrees of freedom are
+    those that the variances of seeds and of items have together (Satterthwaite, Biometrics Bulletin
+    2, 1946, 110-114). Simulated with three or five seeds they cover 94 to 100 %, most where neither
+    seeds nor items matter.
 
     Args:
       value: as found.
       draws: the same, resampled.
       method: its column.
+      bounds: between which values lie.
     """
-    variances = [(part[:, method].var(), n) for part, n in draws.parts if n > 1]
-    if not variances:
+    parts = [(part[:, method].var(), n) for part, n in draws.parts if n > 1]
+    if not parts:
         return Interval(value, -math.inf, math.inf)
-    total = sum(variance for variance, _ in variances)
-    if total == 0:
+    lacking = sum(variance / (n - 1) for variance, n in parts)
+    error = math.sqrt(draws.all[:, method].var() + lacking)
+    if error == 0:
         return Interval(value, value, value)
-    freedom = total**2 / sum(variance**2 / (n - 1) for variance, n in variances)
-    t = float(scipy.special.stdtrit(freedom, (1 + _LEVEL) / 2))
-    tail = float(scipy.special.ndtr(-math.sqrt((freedom + 1) / freedom) * t))
-    low, high = np.quantile(draws.all[:, method], [tail, 1 - tail])
-    return Interval(value, float(low), float(high))
+    whole = sum(variance for variance, _ in parts)
+    freedom = whole**2 / sum(variance**2 / (n - 1) for variance, n in parts)
+    half = float(scipy.special.stdtrit(freedom, (1 + _LEVEL) / 2)) * error
+    return Interval(value, max(value - half, bounds[0]), min(value + half, bounds[1]))

@@ -6,7 +6,7 @@ from typing import Any
 MISSING = "–"
 NOTE = (
     "In brackets 95 % intervals over random seeds and held-out items, both resampled (crossed "
-    "bootstrap, expanded percentiles: `isara_jax/studies/bootstrap.py`). Differences are those of "
+    "bootstrap, Student's t: `isara_jax/studies/bootstrap.py`). Differences are those of "
     "the same seeds on the same items, shares in points; bold where the interval leaves out 0. "
     "Where all outcomes are alike an interval has no width, which says nothing of other items."
 )

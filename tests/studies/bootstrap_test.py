@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import scipy.special
 import scipy.stats
 
 from isara_jax.studies import bootstrap
@@ -19,22 +18,19 @@ def interval(values, same_items=True):
 
 @pytest.mark.parametrize("ways", ["items", "seeds", "seeds with items of their own"])
 def test_one_way_is_scipys(ways):
-    """Where one thing alone varies, it is the percentile bootstrap of a mean, taken further out."""
+    """Where one thing alone varies, it is a mean's t interval; the error is scipy's."""
     rng = np.random.default_rng(1)
     data = rng.normal(size=30)
     values = [data[None]] if ways == "items" else [np.full((1, 4), x) for x in data]
     if ways == "seeds with items of their own":  # whose noise the seeds' means have already
         values = [v + rng.permutation([-3, -1, 1, 3])[None] for v in values]
     ours = interval(values, same_items=ways != "seeds with items of their own")
-    tail = scipy.special.ndtr(-math.sqrt(30 / 29) * scipy.stats.t.ppf(0.975, 29))
-    theirs = scipy.stats.bootstrap(
-        (data,), np.mean, method="percentile", n_resamples=20_000, rng=2,
-        confidence_level=1 - 2 * tail,
-    ).confidence_interval  # fmt: skip
-    assert ours.value == pytest.approx(data.mean())
-    width = theirs.high - theirs.low
-    assert ours.low == pytest.approx(theirs.low, abs=0.03 * width)
-    assert ours.high == pytest.approx(theirs.high, abs=0.03 * width)
+    theirs = scipy.stats.ttest_1samp(data, 0).confidence_interval()
+    assert ours == pytest.approx((data.mean(), *theirs), abs=0.01)
+    weights = [np.ones(v.shape[1]) for v in values]
+    draws = bootstrap.resampled(values, weights, ways != "seeds with items of their own")
+    error = scipy.stats.bootstrap((data,), np.mean, n_resamples=20_000, rng=2).standard_error
+    assert draws.all.std() == pytest.approx(error, rel=0.03)
 
 
 def test_weights_make_a_ratio():
@@ -55,15 +51,16 @@ def test_methods_share_their_draws():
 
 
 @pytest.mark.parametrize(
-    ("of_seed", "of_item", "of_both"), [(1, 0.1, 0.1), (0.1, 1, 0.1), (0.3, 0.3, 1)]
+    ("n_seeds", "of_seed", "of_item", "of_both"),
+    [(5, 1, 0.1, 0.1), (5, 0.1, 1, 0.1), (5, 0.3, 0.3, 1), (2, 1, 0.01, 0.01)],
 )
-def test_intervals_cover(of_seed, of_item, of_both):
-    """With five seeds, whichever varies most: percentiles as they are covered 85 % in the first."""
+def test_intervals_cover(monkeypatch, n_seeds, of_seed, of_item, of_both):
+    """Whichever varies most: percentiles covered 85 % in the first case, and half in the last."""
+    monkeypatch.setattr(bootstrap, "DRAWS", 2000)
     rng, covered = np.random.default_rng(4), []
-    for _ in range(150):
-        shape = (5, 60)
-        data = of_seed * rng.normal(size=(5, 1)) + of_item * rng.normal(size=(1, 60))
-        data = data + of_both * rng.normal(size=shape)
+    for _ in range(100):
+        data = of_seed * rng.normal(size=(n_seeds, 1)) + of_item * rng.normal(size=(1, 60))
+        data = data + of_both * rng.normal(size=(n_seeds, 60))
         found = interval([row[None] for row in data])
         covered.append(found.low <= 0 <= found.high)
     assert np.mean(covered) > 0.9

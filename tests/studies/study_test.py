@@ -110,7 +110,7 @@ def test_table_and_picture_follow_from_the_json(finished, tmp_path):
     groups = {group["labels"]["temperature"]: group for group in found["groups"]}
     assert list(groups) == ["1.0", "0.5"]
     differences = groups["0.5"]["metrics"]["aligned_rate"]["isara_minus"]
-    assert list(differences) == ["base", "icl_knn", "sft", "reference"]
+    assert {"base", "icl_knn", "sft"} < set(differences) and "reference" in differences
     for plot in ("dots", "curves", "iterations"):
         result.write(found | {"plot": plot}, tmp_path)
         assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
