@@ -45,6 +45,7 @@ class Task:
     # Own pairs kept back, for the likelihood where there is no judge; -1: a quarter of the file, at
     # least 8 of 24 pairs or more, at least 1 of fewer, at most 256 (see tasks.domains.n_held_out).
     held_out: int = -1
+    test: str = ""  # the bundled domain whose questions are asked; empty: that of the seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Question:
     show_answers: bool = True  # ASSUMED: question–answer pairs, not questions alone
     k: int = 4  # ASSUMED: demonstrations in a question's prompt
     max_tokens: int = 0  # of a question; 0: of the longest seed, and a quarter more
-    prompt_tokens: int = 0  # capacity of the prompt; 0: k average seeds, and an eighth more
+    prompt_tokens: int = 0  # capacity of the prompt; 0: k times pair_tokens
     sampling: Sampling = Sampling(temperature=1.0, top_p=0.9)  # ASSUMED
 
 
@@ -146,6 +147,7 @@ class Evaluation:
     judge_tokens: int = 512  # of the text a judge reads
     prompts: str = ""  # a file of prompts, safe, unsafe or unlabelled: refusals
     choices: str = ""  # a file of questions with choices and the right ones: MC1, MC2
+    likelihood: bool = False  # of held-out references, also where answers are judged by rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +164,7 @@ class Config:
     execution: Literal["fused", "staged"] = "fused"
     slots: int = 64  # sequences decoded at once
     kv_cache: Literal["auto", "int8"] = "auto"  # auto: as the activations; int8: half of bf16's
+    pair_tokens: int = 0  # of a demonstration in a prompt of k; 0: an average seed's and an eighth
     compilation_cache: bool = True
     mesh: str = "auto"  # devices along data x fsdp x model, such as 4x1x2; auto: all there are
     model: Model = Model()
@@ -300,7 +303,7 @@ def _validate(c: Config) -> None:
         "train.epochs train.batch_size train.lora.rank evaluation.k evaluation.judge_tokens"
     )
     not_negative = (
-        "seed task.n_seeds question.prompt_tokens answer.prompt_tokens "
+        "seed pair_tokens task.n_seeds question.prompt_tokens answer.prompt_tokens "
         "question.max_tokens answer.max_tokens "
         "filters.min_tokens train.warmup train.weight_decay train.learning_rate "
         "train.clip_norm train.lora.alpha evaluation.n evaluation.temperature filters.rouge_l"

@@ -1,9 +1,11 @@
 """Ahead-of-time compilation: every executable of a run, compiled once, and counted."""
 
 import collections
+import dataclasses
 import functools
+import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -13,7 +15,8 @@ from isara_jax.evaluate import answers
 from isara_jax.formats import weights
 from isara_jax.host import cache_check
 from isara_jax.method import iteration, train
-from isara_jax.method.program import Hyper, Inputs, Program
+from isara_jax.method.program import Hyper, Inputs, Program, static
+from isara_jax.method.progress import Progress
 from isara_jax.method.start import fine_tune_on_seeds, initial_state
 from isara_jax.method.state import Pool, Report, State
 from isara_jax.models import lora
@@ -22,16 +25,52 @@ from isara_jax.sampler.decode import Generation
 from isara_jax.text import packing
 
 
+class Shared:
+    """What runs in one process, one after the other, have in common: what is compiled already.
+
+    Args:
+      silent: the runs say nothing.
+
+    Attributes:
+      progress: of whichever run goes on; a part of what is compiled, which calls it.
+    """
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self.progress = Progress(silent=silent or jax.process_index() > 0)
+        self._compiled: dict[Hashable, Callable] = {}
+        self._used: set[Hashable] = set()
+
+    def begin(self, rest: pathlib.Path) -> Progress:
+        """The progress of the next run. What the last one did not call is dropped.
+
+        Args:
+          rest: as in `Progress`.
+        """
+        self._compiled = {k: v for k, v in self._compiled.items() if k in self._used}
+        self._used = set()
+        self.progress.restart(rest)
+        return self.progress
+
+    def get(self, key: Hashable, compiled: Callable[[], Callable]) -> Callable:
+        """The executable under a key, by `compiled` where there is none."""
+        self._used.add(key)
+        if key not in self._compiled:
+            self._compiled[key] = compiled()
+        return self._compiled[key]
+
+
 class Executables:
     """The compiled functions of a run.
 
     Attributes:
-      compiles: how often each was compiled; once, whatever the number of iterations.
+      compiles: how often each was compiled for this run; once, whatever the number of iterations,
+        and not at all where a run before could share it.
       seconds: of compiling, in all.
     """
 
-    def __init__(self, program: Program, inputs: Inputs) -> None:
+    def __init__(self, program: Program, inputs: Inputs, shared: Shared | None = None) -> None:
         self.program, self.inputs = program, inputs
+        self._shared = Shared() if shared is None else shared
         self.compiles: collections.Counter[str] = collections.Counter()
         self.seconds = 0.0
         self._compiled: dict[str, Callable] = {}
@@ -45,19 +84,37 @@ class Executables:
         came in, and the second iteration would be recompiled.
         """
         if name not in self._compiled:
-            began = time.monotonic()
-            placed = self.placed(jax.eval_shape(function, *args))
-            jitted = jax.jit(
-                function, out_shardings=placed, donate_argnums=donate,
-                compiler_options=mesh_lib.compiler_options(self.program.mesh),
-            )  # fmt: skip
-            self._compiled[name] = jitted.lower(*args).compile()
-            self.compiles[name] += 1
-            seconds = time.monotonic() - began
-            self.seconds += seconds
-            if self.program.progress is not None:
-                self.program.progress.aside("compile", seconds)
+            compiled = functools.partial(self._compile, name, function, *args, donate=donate)
+            self._compiled[name] = self._shared.get(self._key(name, args), compiled)
         return self._compiled[name]
+
+    def _key(self, name: str, args: tuple[Any, ...]) -> Hashable:
+        """What decides on an executable: its name, what is static, and what arguments look like.
+
+        The vocabulary, which executables call, follows from `model` of the configuration.
+        """
+        program = dataclasses.replace(
+            self.program, config=static(self.program.config), vocabulary=None, progress=None
+        )
+        leaves, tree = jax.tree.flatten(args)
+        return name, program, tree, tuple((x.shape, x.dtype, x.sharding) for x in leaves)
+
+    def _compile(
+        self, name: str, function: Callable, *args: Any, donate: int | None
+    ) -> jax.stages.Compiled:
+        began = time.monotonic()
+        placed = self.placed(jax.eval_shape(function, *args))
+        jitted = jax.jit(
+            function, out_shardings=placed, donate_argnums=donate,
+            compiler_options=mesh_lib.compiler_options(self.program.mesh),
+        )  # fmt: skip
+        compiled = jitted.lower(*args).compile()
+        self.compiles[name] += 1
+        seconds = time.monotonic() - began
+        self.seconds += seconds
+        if self.program.progress is not None:
+            self.program.progress.aside("compile", seconds)
+        return compiled
 
     def call(self, name: str, function: Callable, *args: Any) -> Any:
         """Calls `function(*args)`, compiled under a name."""

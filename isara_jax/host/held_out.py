@@ -128,6 +128,13 @@ class HeldOut:
         return held_out, prompts
 
     @property
+    def _scored(self) -> bool:
+        """Whether the likelihood of the references is measured."""
+        s = self._setup
+        asked = s.task.judge is None or s.config.evaluation.likelihood
+        return asked and bool(s.task.items)
+
+    @property
     def shown(self) -> Sequence[base.Item]:
         """The questions of the examples: those of the items, else the prompts."""
         asked = self._held_out or self._prompts
@@ -145,7 +152,7 @@ class HeldOut:
             answered = found[self._held_out.of][1]
             rows.append(answered.row)
             by_topic = self._by_topic(answered.labels[""])
-        if s.task.judge is None and s.task.items:
+        if self._scored:
             rows.append(self._likelihood(trainable, how))
         if s.measured.choices is not None:
             rows.append(self._multiple_choice(s.measured.choices, trainable, how))
@@ -213,7 +220,7 @@ class HeldOut:
     def metrics_info(self) -> dict[str, Any]:
         """Titles and directions of the metrics, in the table's order."""
         info = self._held_out.info() if self._held_out else {}
-        if self._setup.task.judge is None and self._setup.task.items:
+        if self._scored:
             title = "held-out loss, nats a token"
             info[NLL] = {"title": title, "higher_is_better": False}
         if self._setup.measured.choices is not None:

@@ -28,7 +28,8 @@ class Encoded(NamedTuple):
     Attributes:
       config: with `question.max_tokens` and `answer.max_tokens` filled in.
       seeds, held_out: on the host.
-      typical_pair: tokens of an average seed as a demonstration, with the margin.
+      typical_pair: tokens of a demonstration: `pair_tokens`, else of an average seed, with the
+        margin.
     """
 
     config: config.Config
@@ -88,7 +89,7 @@ def encode(
     )
     n = len(task.seeds)
     mean = sizes[:n].sum(axis=1).mean() + template.pair
-    typical = math.ceil(_TYPICAL_MARGIN * mean)
+    typical = c.pair_tokens or math.ceil(_TYPICAL_MARGIN * mean)
     seeds, held_out = (
         encoding.padded(rows, template, capacity) for rows in (spelled[:n], spelled[n:])
     )

@@ -16,22 +16,24 @@ from isara_jax.files import remote, storage
 from isara_jax.host import checkpoint, forecast, metrics, results, same_run, validation
 from isara_jax.host.baselines import Baselines
 from isara_jax.host.cache_check import WORST_DIVERGENCE
-from isara_jax.host.executables import Executables
+from isara_jax.host.executables import Executables, Shared
 from isara_jax.host.held_out import HeldOut
 from isara_jax.host.history import History
 from isara_jax.host.setup import Setup, prepare
-from isara_jax.method.progress import Progress
 from isara_jax.method.state import Pool, State
 from isara_jax.models import lora
 from isara_jax.report import html, table
 
 
-def run(c: config.Config, workdir: str | pathlib.Path) -> dict[str, Any]:
+def run(
+    c: config.Config, workdir: str | pathlib.Path, shared: Shared | None = None
+) -> dict[str, Any]:
     """Aligns a model and writes everything into `workdir`; continues what it finds there.
 
     Args:
       c: the configuration.
       workdir: a folder, here or at a URL.
+      shared: what runs before it in this process have compiled.
 
     Returns:
       The content of `summary.json`.
@@ -40,7 +42,8 @@ def run(c: config.Config, workdir: str | pathlib.Path) -> dict[str, Any]:
       config.UserError: something asked for cannot work; raised before anything is generated.
     """
     with _own_folder(workdir) as place:
-        progress = Progress(silent=jax.process_index() > 0, rest=place.local / "output.txt")
+        shared = Shared() if shared is None else shared
+        progress = shared.begin(place.local / "output.txt")
         with config.user_errors():
             setup = prepare(c, place.local / "data", progress)
         c = setup.config
@@ -52,7 +55,7 @@ def run(c: config.Config, workdir: str | pathlib.Path) -> dict[str, Any]:
         progress.expect("answers", c.samples_per_iteration)
         place.local.mkdir(parents=True, exist_ok=True)
         with checkpoint.Checkpoints(place) as checkpoints, jax.transfer_guard("disallow"):
-            return _Run(setup, place, progress, checkpoints).to_the_end()
+            return _Run(setup, place, shared, checkpoints).to_the_end()
 
 
 @contextlib.contextmanager
@@ -83,12 +86,12 @@ class _Run:
     """
 
     def __init__(
-        self, setup: Setup, place: remote.Workdir, progress: Progress,
+        self, setup: Setup, place: remote.Workdir, shared: Shared,
         checkpoints: checkpoint.Checkpoints,
     ) -> None:  # fmt: skip
         self.setup, self.place, self.workdir = setup, place, place.local
-        self.progress, self.checkpoints = progress, checkpoints
-        self.exe = Executables(setup.program, setup.inputs)
+        self.progress, self.checkpoints = shared.progress, checkpoints
+        self.exe = Executables(setup.program, setup.inputs, shared)
         self.history = History(setup)
 
     def to_the_end(self) -> dict[str, Any]:

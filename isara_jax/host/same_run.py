@@ -16,8 +16,8 @@ from isara_jax.host.setup import Setup
 _FREE_FIELDS = {"iterations", "execution", "compilation_cache", "mesh", "slots"}
 # What they choose is compared itself: seeds, held-out items and choices, by their content.
 _COMPARED_BY_CONTENT = {
-    "task/seeds", "task/n_seeds", "task/topics", "task/held_out", "evaluation/choices",
-    "evaluation/n",
+    "task/seeds", "task/n_seeds", "task/topics", "task/held_out", "task/test",
+    "evaluation/choices", "evaluation/n",
 }  # fmt: skip
 _FOLLOWS_FROM_DATA = {
     f"{stage}/{field}"

@@ -174,6 +174,8 @@ def load_task(c: config.Config, data_dir: pathlib.Path) -> Task:
     task = domains.load(
         c.task.name, c.task.seeds or None, n_seeds, c.task.topics, c.task.held_out, c.seed, data_dir
     )
+    if c.task.test:
+        task = domains.tested_on(task, c.task.test)
     answered = task.items or c.evaluation.prompts
     nothing = f"config.task.held_out={c.task.held_out}"
     if c.task.held_out < 0:

@@ -178,6 +178,24 @@ class Hyper(NamedTuple):
         )
 
 
+def static(c: Config) -> Config:
+    """What programs are compiled for: all but `Hyper`, and but what only says what data there are.
+
+    Runs that are equal in it, and in the shapes of their arrays, can share executables.
+    """
+    return dataclasses.replace(
+        c,
+        seed=0,
+        pool="seeds",
+        task=config.Task(),
+        question=dataclasses.replace(c.question, sampling=config.Sampling()),
+        answer=dataclasses.replace(c.answer, sampling=config.Sampling()),
+        filters=config.Filters(),
+        train=dataclasses.replace(c.train, data="latest", learning_rate=0.0, warmup=0.0, epochs=1),
+        evaluation=dataclasses.replace(c.evaluation, temperature=1.0, baselines=(), sft_steps=()),
+    )
+
+
 class Inputs(NamedTuple):
     """What an iteration reads and never changes.
 

@@ -37,10 +37,14 @@ class Progress:
     def __init__(
         self, *, silent: bool = False, rest: pathlib.Path = pathlib.Path(os.devnull)
     ) -> None:
-        self._silent, self._rest = silent, rest
+        self._silent, self._lock = silent, threading.Lock()
+        self.restart(rest)
+
+    def restart(self, rest: pathlib.Path) -> None:
+        """Forgets a run for the next one, whose executables call this very object."""
+        self._rest = rest
         self.seconds: collections.Counter[str] = collections.Counter()
         self._requests: dict[str, int] = {}
-        self._lock = threading.Lock()
         self._since = time.monotonic()
         self._shown = ""
         self._early: dict[str, tuple[float, int]] = {}  # ended, but not yet their turn

@@ -148,4 +148,4 @@ def _ended_by(
 
 _spec = getattr(sys.modules["__main__"], "__spec__", None)
 if _spec is not None and _spec.name.startswith("isara_jax."):  # it is not only imported
-    start(resumes=_spec.name in ("isara_jax.main", "isara_jax.judge"))
+    start(resumes=_spec.name in ("isara_jax.main", "isara_jax.judge", "isara_jax.study"))

@@ -1,5 +1,6 @@
 """Domains to align a model to: somebody's own seeds, or one of the bundled ones."""
 
+import dataclasses
 import functools
 import pathlib
 import random
@@ -57,6 +58,18 @@ def load(
     seeds, items = builders.materialize(seeds, bundled.bundled_items(name), data_dir)
     check = functools.partial(bundled.check_question, name)
     return Task(name, seeds, items, bundled.METRICS[name], bundled.judge, check)
+
+
+def tested_on(task: Task, name: str) -> Task:
+    """The task with the held-out questions, metrics and judge of a bundled domain.
+
+    Raises:
+      ValueError: there is no such domain.
+    """
+    if name not in world.DOMAINS:
+        raise ValueError(f"task.test: found {name!r}, expected one of {', '.join(world.DOMAINS)}")
+    items, metrics = bundled.bundled_items(name), bundled.METRICS[name]
+    return dataclasses.replace(task, items=items, metrics=metrics, judge=bundled.judge)
 
 
 def n_held_out(n_pairs: int) -> int:

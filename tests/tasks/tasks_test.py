@@ -528,6 +528,18 @@ def test_judge_and_check_know_their_world(tmp_path):
     assert not task.check_question("How do I brew mint tea?")
 
 
+def test_seeds_of_one_domain_are_tested_on_another(tmp_path):
+    """Transfer: questions, metrics and judge are the other domain's, seeds and their check not."""
+    own = domains.load("safety", None, 8, (), 0, 0, tmp_path)
+    task = domains.tested_on(own, "instruction")
+    assert task.items == bundled.bundled_items("instruction")
+    assert task.metrics == bundled.METRICS["instruction"]
+    assert all(task.judge(item.question, item.reference) == "good" for item in task.items[:20])
+    assert task.seeds == own.seeds and task.check_question(own.seeds[0].question)
+    with pytest.raises(ValueError, match="task.test: found 'cooking', expected one of safety"):
+        domains.tested_on(own, "cooking")
+
+
 def test_metrics_name_labels_and_kinds_that_exist():
     """A metric over a misspelt label or kind would silently be zero."""
     for domain, metrics in bundled.METRICS.items():
