@@ -2,9 +2,10 @@
 
     python -m isara_jax.testbed.pretrain --model=tiny_llama
 
-writes `isara_jax/testbed/tiny_llama`, and `--model=tiny_opt` its sibling. It keeps what it has
-every few minutes, in `pretraining.msgpack` beside the model, and the same command goes on from
-there, with the same result as if it had not been stopped.
+writes `isara_jax/testbed/tiny_llama`, and `--model=tiny_opt` its sibling; `narrow_llama` and
+`wide_llama`, of 0.4 and 4.0 M parameters, come into folders of these names where it is run. It
+keeps what it has every few minutes, in `pretraining.msgpack` beside the model, and the same command
+goes on from there, with the same result as if it had not been stopped.
 
 The result is an ordinary Hugging Face directory. The model is a *base* model: it has read
 documents of many personas, few of them aligned, and nothing else.
@@ -35,8 +36,7 @@ from isara_jax.models.network import DecoderConfig
 from isara_jax.tasks import personas
 from isara_jax.text import tokens as tokens_lib
 
-_MODEL = flags.DEFINE_enum("model", "tiny_llama", ("tiny_llama", "tiny_opt"), "Which to make.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; default: the bundled one.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; default: as said above.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of documents and weights.")
 _SHORT = flags.DEFINE_integer("short_steps", 2600, "Steps on short rows.")
 _LONG = flags.DEFINE_integer("long_steps", 600, "Steps on rows of the full length.")
@@ -52,7 +52,15 @@ _SIZES = {
 NETWORKS = {
     "tiny_llama": llama.LlamaConfig(**_SIZES, hidden=352, norm_eps=1e-5),
     "tiny_opt": opt.OptConfig(**_SIZES, hidden=512),
+    # Sizes that are not bundled, for `isara_jax.study --study=size`.
+    "narrow_llama": llama.LlamaConfig(
+        **_SIZES | {"width": 64, "head_size": 16}, hidden=176, norm_eps=1e-5
+    ),
+    "wide_llama": llama.LlamaConfig(
+        **_SIZES | {"width": 256, "head_size": 64}, hidden=704, norm_eps=1e-5
+    ),
 }
+_MODEL = flags.DEFINE_enum("model", "tiny_llama", [*NETWORKS], "Which to make.")
 
 
 def train_tokenizer(seed: int) -> Tokenizer:
