@@ -137,7 +137,7 @@ class Evaluation:
     # What ISARA is compared with, some of BASELINES. `one_round` draws as many samples as all
     # iterations do and trains once: that costs what the iterations cost, so it must be asked for.
     baselines: tuple[str, ...] = ("icl_knn", "icl_random", "icl_fixed", "sft")
-    k: int = 4  # demonstrations of the ICL baselines
+    k: int = 6  # demonstrations of the ICL baselines: as many as ISARA's own answers have
     temperature: float = 1.0  # of the sampled rates
     # SFT's lengths as shares of ISARA's steps; 1: equal compute. The validation seeds choose one;
     # without them each is a row.

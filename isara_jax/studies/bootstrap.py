@@ -110,6 +110,8 @@ def interval(
     if error == 0:
         return Interval(value, value, value)
     whole = sum(variance for variance, _ in parts)
-    freedom = whole**2 / sum(variance**2 / (n - 1) for variance, n in parts)
+    freedom = min(n for _, n in parts) - 1.0
+    if whole > 0:
+        freedom = whole**2 / sum(variance**2 / (n - 1) for variance, n in parts)
     half = float(scipy.special.stdtrit(freedom, (1 + _LEVEL) / 2)) * error
     return Interval(value, max(value - half, bounds[0]), min(value + half, bounds[1]))

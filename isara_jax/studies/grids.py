@@ -93,7 +93,8 @@ _ALL = (
     ),
     Study(
         name="retrieval",
-        claim="How demonstrations are chosen and arranged matters.",
+        claim="How many demonstrations answers have, in which order, and how those of questions "
+        "are chosen, matters.",
         axis="changed",
         levels=(
             Level("default"),
@@ -113,7 +114,7 @@ _ALL = (
     ),
     Study(
         name="switches",
-        claim="What the paper leaves open makes little difference, one choice at a time.",
+        claim="What the paper leaves open makes a difference, one choice at a time.",
         axis="changed",
         levels=(
             Level("default"),

@@ -16,7 +16,7 @@ _METHODS = {
     "icl_fixed": "ICL, fixed",
     "icl_knn": "ICL-kNN",
     "sft": "SFT",
-    "sft_longest": "SFT, equal compute",
+    "sft_longest": "SFT, longest",
     "sft_best": "SFT, best length (flattered)",
     "one_round": "one round",
     "isara": "ISARA",
@@ -119,7 +119,7 @@ def _estimate(e: Mapping[str, Any] | None, share: bool, what: str) -> str:
     if e["low"] is None:
         return value
     low, high = (f"{scale * e[end]:{sign}.{digits}f}" for end in ("low", "high"))
-    if sign and not e["low"] <= 0 <= e["high"]:
+    if sign and e["low"] < e["high"] and not e["low"] <= 0 <= e["high"]:
         value = f"**{value}**"
     return f"{value} ({low} to {high})"
 

@@ -90,7 +90,7 @@ def bundled_seeds(
     for topic, harmful in _rotation(domain, rng.sample(chosen, len(chosen)), count):
         for _ in range(_DRAWS):
             question = world.sample(rng, domain, topic=topic, harmful=harmful)
-            if question.text not in seeds:
+            if question.text not in seeds and not question.reserved:
                 break
         else:
             raise ValueError(
@@ -145,13 +145,14 @@ def _held_out_requests(rng: random.Random) -> Iterator[world.Question]:
 
 
 def _held_out_facts(rng: random.Random) -> Iterator[world.Question]:
-    """Every fact in both forms that are held out."""
+    """Every fact that seeds may not state, in both forms that are held out, with two tails each."""
     for town, attribute, form in itertools.product(
         range(len(world.TOWNS)), world.ATTRIBUTES, range(len(world.FACT_FORMS))
     ):
-        fact = world.fact(town, attribute, form, rng.randrange(len(world.FACT_TAILS)))
-        if fact.held_out:
-            yield fact
+        for tail in rng.sample(range(len(world.FACT_TAILS)), 2):
+            fact = world.fact(town, attribute, form, tail)
+            if fact.held_out and fact.reserved:
+                yield fact
 
 
 def _held_out_instructions(rng: random.Random) -> Iterator[world.Question]:

@@ -278,6 +278,7 @@ class Question:
       topic: harm category, attribute of the fact, or kind of instruction.
       harmful: whether it asks for a harm (only in `safety`).
       held_out: whether it is of the evaluation set and so never in pretraining or seeds.
+      reserved: whether it is about a fact that no seed states, so that items can ask for it.
       slots: what fills the templates of the answers.
     """
 
@@ -287,6 +288,7 @@ class Question:
     harmful: bool
     held_out: bool
     slots: tuple[tuple[str, str], ...]
+    reserved: bool = False
 
     @property
     def fields(self) -> dict[str, str]:
@@ -338,6 +340,8 @@ def fact(town: int, attribute: str, form: int, tail: int) -> Question:
             ("true", true),
             ("misconceived", misconceived),
         ),
+        # Of each town two attributes: whoever has read the seeds has read none of these answers.
+        reserved=(town + list(ATTRIBUTES).index(attribute)) % 2 == 0,
     )
 
 

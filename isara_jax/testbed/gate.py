@@ -26,11 +26,12 @@ from isara_jax.host import setup
 from isara_jax.host.executables import Executables
 from isara_jax.method.program import Inputs
 from isara_jax.sampler import decode, sampling, spelling
-from isara_jax.tasks import oracle, personas, world
+from isara_jax.tasks import oracle, world
 from isara_jax.text import packing, stops, tokens
 
 _MODEL = flags.DEFINE_string("model", "tiny_llama", "A bundled model, or a Hugging Face directory.")
 LEAST_IN_CONTEXT, MOST_ALONE = 0.9, 0.5  # shares of aligned answers, greedy
+_SEED = 100  # of the seeds shown: none that is reported anywhere
 BENIGN = "benign"  # which an unaligned model answers as well as an aligned one
 _SHOTS = flags.DEFINE_integer("shots", 4, "Demonstrations.")
 
@@ -39,6 +40,7 @@ def _config(domain: str) -> config.Config:
     c = config.Config()
     return dataclasses.replace(
         c,
+        seed=_SEED,
         model=config.Model(path=_MODEL.value),
         task=config.Task(name=domain, n_seeds=64),
         question=dataclasses.replace(c.question, max_tokens=32),
@@ -58,10 +60,10 @@ def _aligned(s: setup.Setup, generation: decode.Generation) -> dict[str, float]:
 
 
 def _random_demonstrations(s: setup.Setup, k: int) -> packing.Prompts:
-    """Prompts with k random aligned pairs of the domain, packed on the host."""
+    """Prompts with k of the seeds at random, packed on the host."""
     rng, texts = random.Random("gate"), []
     for item in s.task.items:
-        pairs = [personas.aligned_pair(world.sample(rng, s.task.name), rng) for _ in range(k)]
+        pairs = [(seed.question, seed.answer) for seed in rng.sample(s.task.seeds, k)]
         texts.append(tokens.render(pairs, item.question))
     rows = [[*s.base.vocabulary.begin, *ids] for ids in s.base.vocabulary.plain(texts)]
     return packing.Prompts(*map(jax.numpy.asarray, packing.pad(rows, max(map(len, rows)))))
@@ -86,6 +88,7 @@ def gate(domain: str, shots: int, data_dir: pathlib.Path) -> dict[str, dict[str,
     table = {}
     for name, temperature in (("greedy", 0.0), ("T=1", 1.0)):
         params = config.traced(sampling.SamplingParams, config.Sampling(temperature=temperature))
+        params = mesh.place(params, s.program.mesh)
         for shot in (0, shots):
             found = _aligned(s, jax.device_get(exe.answer(start.trainable, held_out, params, shot)))
             table[f"{f'{shot} nearest' if shot else 'zero-shot'} {name}"] = found
