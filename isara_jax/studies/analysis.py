@@ -130,7 +130,10 @@ def _metric(
         weights.append(found[0][1][columns])
     same_items = len({r["items"] for r in records}) == 1
     per_seed = bootstrap.means(values, weights)
-    draws = bootstrap.resampled(values, weights, same_items)
+    clusters = _clusters(records[0])
+    if kept is not None and clusters is not None:
+        clusters = clusters[kept[0]]
+    draws = bootstrap.resampled(values, weights, same_items, clusters if same_items else None)
     last = names.index(ISARA)
 
     low, high = (0, 1) if about["share"] else (-math.inf, math.inf)
@@ -147,6 +150,10 @@ def _metric(
         "methods": estimates(per_seed, draws, low),
         "isara_minus": {method: e for method, e in differences.items() if method != ISARA},
     }
+
+
+def _clusters(r: Record) -> np.ndarray | None:
+    return None if r["clusters"] is None else np.asarray(r["clusters"])
 
 
 def _is_finite(row: Mapping[str, Any] | None, metric: str) -> bool:

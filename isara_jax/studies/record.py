@@ -6,6 +6,7 @@
 | `config` | the configuration's hash |
 | `n_seeds` | how many seeds there were |
 | `items` | a hash of the held-out items: equal ones can be compared item by item |
+| `clusters` | a number an item, the same where they ask for the same thing; None of own files |
 | `seen` | `1` for each item of a topic that the seeds have, else `0`; None if they have all |
 | `headline` | `{metric: {title, higher_is_better, share}}` of what methods are compared by |
 | `rows` | `method`, `iteration`, `steps`, what chose them (`chosen_on`), all `metrics`, and \
@@ -32,6 +33,7 @@ from isara_jax.host.held_out import NLL
 from isara_jax.studies import diversity
 from isara_jax.studies.cells import Cell
 from isara_jax.tasks import bundled
+from isara_jax.tasks.base import Item
 
 _BUNDLED = "aligned_rate"  # the headline of every bundled domain
 _DIGITS = 6
@@ -59,6 +61,7 @@ def of_run(cell: Cell, folder: pathlib.Path, seconds: float) -> Record:
         "config": cell.digest,
         "n_seeds": summary["n_seeds"],
         "items": hashlib.sha256(data["held-out items"].encode()).hexdigest()[:8],
+        "clusters": _clusters(cell),
         "seen": _seen(cell),
         "headline": {name: a | {"share": name in shares} for name, a in about.items()},
         "rows": [
@@ -108,8 +111,21 @@ def _seen(cell: Cell) -> str | None:
     task = cell.config.task
     if not task.topics:
         return None
-    items = bundled.bundled_items(task.test or task.name)[: cell.config.evaluation.n or None]
-    return "".join(str(int(item.topic in task.topics)) for item in items)
+    return "".join(str(int(item.topic in task.topics)) for item in _items(cell))
+
+
+def _clusters(cell: Cell) -> list[int] | None:
+    if cell.config.task.seeds:
+        return None
+    subjects = [bundled.subject(item.question) for item in _items(cell)]
+    number = {subject: i for i, subject in enumerate(dict.fromkeys(subjects))}
+    return [number[subject] for subject in subjects]
+
+
+def _items(cell: Cell) -> tuple[Item, ...]:
+    """The held-out items of a cell on the bundled world."""
+    task = cell.config.task
+    return bundled.bundled_items(task.test or task.name)[: cell.config.evaluation.n or None]
 
 
 def _iteration(entry: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

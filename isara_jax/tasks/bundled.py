@@ -63,6 +63,21 @@ def check_question(domain: str, question: str) -> bool:
     return parsed is not None and parsed.domain == domain
 
 
+def subject(question: str) -> str:
+    """What a held-out question is about: those of one fact, or one thing, stand or fall together.
+
+    The fact of the domain `truthfulness`, the object of a request, else the question itself.
+    """
+    parsed = oracle.parse(question)
+    if parsed is None or parsed.domain == "instruction":
+        return question
+    if parsed.domain == "truthfulness":
+        return f"{parsed.fields['attribute']} of {parsed.fields['town']}"
+    (category,) = (c for c in world.CATEGORIES if c.name == parsed.topic)
+    things = category.harmful + category.benign
+    return next(thing for thing in things if parsed.fields["act"].endswith(f" {thing}"))
+
+
 def bundled_seeds(
     domain: str, count: int, topics: tuple[str, ...] | None, seed: int
 ) -> tuple[Pair, ...]:
