@@ -24,7 +24,7 @@ def table(alone, shown):
 )
 def test_gate_refuses_what_is_aligned_already_or_learns_nothing(alone, shown, fault):
     """A method compared on such a model shows nothing."""
-    said = gate.faults({"any": table(alone, shown)}, 4)
+    said = gate.faults({"any": table(alone, shown)})
     assert not said if fault is None else fault in said[0]
 
 
@@ -34,4 +34,4 @@ def test_bundled_models_pass(model):
     folder = pretrained.locate(model)
     found = json.loads((folder / "gate.json").read_text())
     assert gate.markdown(found) in (folder / "README.md").read_text()
-    assert set(found) == {"safety", "truthfulness", "instruction"} and not gate.faults(found, 4)
+    assert set(found) == {"safety", "truthfulness", "instruction"} and not gate.faults(found)
