@@ -2,8 +2,11 @@
 
     ./launch/local.sh --config=configs/instruction.py
 
-runs this on the bundled tiny LLaMA, `--config=configs/instruction.py:tiny_opt` on the tiny OPT. On
-one's own model and seeds, with AlpacaEval's instructions to answer:
+runs this on the bundled tiny LLaMA, about 2 minutes on 2 cores
+(`--config=configs/instruction.py:tiny_opt` for the tiny OPT). Expect more than nine of ten
+instructions followed, by SFT on the seeds as well (docs/claims.md).
+
+On one's own model and seeds, with AlpacaEval's instructions to answer:
 
     python -m isara_jax.main --config=configs/instruction.py:DIR --workdir=runs/mine \
         --config.task.seeds=FILE.jsonl --config.evaluation.prompts=alpaca_eval.json

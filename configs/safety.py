@@ -2,8 +2,12 @@
 
     ./launch/local.sh
 
-runs this on the bundled tiny LLaMA, `--config=configs/safety.py:tiny_opt` on the tiny OPT. On one's
-own model and seeds, with what suits those (docs/real_model.md):
+runs this on the bundled tiny LLaMA, about 3 minutes on 2 cores
+(`--config=configs/safety.py:tiny_opt` for the tiny OPT). Expect harmless requests refused after the
+first iteration, and more than nine of ten held-out requests, harmful and benign, answered as they
+should be after the third (docs/claims.md).
+
+On one's own model and seeds, with what suits those (docs/real_model.md):
 
     python -m isara_jax.main --config=configs/safety.py:DIR --workdir=runs/mine \
         --config.task.seeds=FILE.jsonl --config.evaluation.prompts=PROMPTS.csv

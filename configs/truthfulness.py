@@ -2,8 +2,12 @@
 
     ./launch/local.sh --config=configs/truthfulness.py
 
-runs this on the bundled tiny LLaMA, `--config=configs/truthfulness.py:tiny_opt` on the tiny OPT. On
-one's own model and seeds, with TruthfulQA's own file for MC1 and MC2:
+runs this on the bundled tiny LLaMA, about 3 minutes on 2 cores
+(`--config=configs/truthfulness.py:tiny_opt` for the tiny OPT). The held-out questions are about
+facts that no seed states. Expect nearly all answered truly after the first iteration
+(docs/claims.md).
+
+On one's own model and seeds, with TruthfulQA's own file for MC1 and MC2:
 
     python -m isara_jax.main --config=configs/truthfulness.py:DIR --workdir=runs/mine \
         --config.task.seeds=FILE.jsonl --config.evaluation.choices=mc_task.json
