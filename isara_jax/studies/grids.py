@@ -66,6 +66,12 @@ _ALL = (
         plot="curves",
     ),
     Study(
+        name="lengths",
+        claim="Fine-tuning on the seeds is as good as ISARA where it is stopped at the right step.",
+        # No seeds choose, so that each length is a row.
+        changes={"task.validation": 0, "evaluation.baselines": ("sft",)},
+    ),
+    Study(
         name="transfer",
         claim="Seeds of one topic align all topics, and leave other domains as they were.",
         axis="seeds of",
