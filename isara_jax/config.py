@@ -75,7 +75,8 @@ class Answer:
 
     k: int = 6  # ASSUMED: 4 to 8
     order: Literal["nearest_last", "nearest_first"] = "nearest_last"  # ASSUMED
-    # ASSUMED, and better on the models tried (docs/real_model.md); base: as before iteration 1.
+    # ASSUMED; base: as before the first iteration. Better on the models tried (docs/real_model.md):
+    # with its own earlier answers as a model to follow, what a model overdoes spreads.
     model: Literal["current", "base"] = "base"
     max_tokens: int = 0  # as of questions
     prompt_tokens: int = 0
@@ -136,7 +137,7 @@ class Evaluation:
     # What ISARA is compared with, some of BASELINES. `one_round` draws as many samples as all
     # iterations do and trains once: that costs what the iterations cost, so it must be asked for.
     baselines: tuple[str, ...] = ("icl_knn", "icl_random", "icl_fixed", "sft")
-    k: int = 4  # demonstrations of the ICL baselines
+    k: int = 6  # demonstrations of the ICL baselines: as many as ISARA's own answers have
     temperature: float = 1.0  # of the sampled rates
     # SFT's lengths as shares of ISARA's steps; 1: equal compute. The validation seeds choose one;
     # without them each is a row.

@@ -37,7 +37,7 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "A file of configs/; the bundled world's else.")
     flags.DEFINE_string("study", None, f"One of {', '.join(grids.STUDIES)}.")
     flags.DEFINE_string("output", None, "Folder for the runs and for what they say.")
-    flags.DEFINE_integer("seeds", grids.RANDOM_SEEDS, "Random seeds, from 0.", lower_bound=1)
+    flags.DEFINE_integer("seeds", grids.RANDOM_SEEDS, "Random seeds, from 1.", lower_bound=1)
     flags.DEFINE_list("models", [], "Folders of models, or names, in place of the study's.")
     flags.DEFINE_bool("keep_runs", True, "Keep all files of each run, not its results alone.")
     flags.DEFINE_bool("summarize", False, "Run nothing: table and picture of the JSON, again.")

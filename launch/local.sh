@@ -7,4 +7,6 @@ case " $* " in
   *" --config="*) ;; # a second one would define its flags twice
   *) set -- --config=configs/safety.py "$@" ;;
 esac
-exec .venv/bin/python -m isara_jax.main --workdir=runs/safety "$@"
+config=$(printf "%s\n" "$@" | sed -n "s/^--config=//p")
+name=$(basename "${config%%.py*}")
+exec .venv/bin/python -m isara_jax.main --workdir="runs/$name" "$@"

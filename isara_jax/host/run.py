@@ -164,7 +164,7 @@ class _Run:
     def _iterate(self, state: State, writer: metrics.MetricWriter) -> State:
         if not self.history.data["rows"]:
             rates = self._evaluate("base", "base model", self._fresh().trainable)
-            measured = self._validated(self._fresh().trainable)
+            measured = self._validated(None)
             self.history.data["base"] = measured
             writer.write(0, rates | measured)
         if int(jax.device_get(state.step)) < self.setup.config.iterations:
@@ -189,11 +189,12 @@ class _Run:
                 self._export_if_best(state)
         return state
 
-    def _validated(self, trainable: lora.Trainable) -> dict[str, float]:
-        """A model's `validation_loss`, where an iteration is chosen by it."""
+    def _validated(self, trainable: lora.Trainable | None) -> dict[str, float]:
+        """A model's `validation_loss`, where an iteration is chosen by it; None: the base model."""
         if self.setup.config.keep == "last":
             return {}
         self.progress.lap("host")
+        trainable = self._fresh().trainable if trainable is None else trainable
         loss = validation.loss(self.setup, self.exe, trainable)
         self.progress.lap("validation")
         self.progress.say(f"  loss on {self.setup.n_validation} validation seeds: {loss:.3f}")

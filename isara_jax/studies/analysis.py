@@ -88,8 +88,9 @@ def _group(
 def methods(r: Record) -> Rows:
     """A run's rows by method: `isara` is the last iteration, `isara_1` the first of several.
 
-    Where nothing has chosen the length of fine-tuning on the seeds, `sft_longest` has as many steps
-    as ISARA, and `sft_best` is the best on the held-out questions themselves.
+    Where nothing has chosen the length of fine-tuning on the seeds, `sft_longest` is the longest
+    (with the default lengths as long as ISARA), and `sft_best` the best on the held-out questions
+    themselves.
     """
     metric, about = next(iter(r["headline"].items()))
     sign = -1 if about["higher_is_better"] is False else 1
@@ -97,11 +98,12 @@ def methods(r: Record) -> Rows:
     sft = sorted((row for row in rows if row["method"] == "sft"), key=lambda row: row["steps"])
     isara = [row for row in rows if row["method"] == ISARA]
     found = {row["method"]: row for row in rows if row["method"] not in ("sft", ISARA)}
-    if len(sft) == 1:
-        found["sft"] = sft[0]
+    if sft and sft[-1].get("chosen_on"):
+        found["sft"] = sft[-1]
     elif sft:
-        found["sft_longest"] = sft[-1]
-        found["sft_best"] = max(sft, key=lambda row: sign * row["metrics"][metric])
+        values = [row["metrics"][metric] for row in sft]
+        scores = [-math.inf if value is None else sign * value for value in values]
+        found["sft_longest"], found["sft_best"] = sft[-1], sft[int(np.argmax(scores))]
     ordered = {name: found[name] for name in _ORDER if name in found} | found
     ordered |= {f"{ISARA}_{row['iteration']}": row for row in isara[:-1]}
     return ordered | {ISARA: isara[-1]}
@@ -119,7 +121,7 @@ def _metric(
     kept: Sequence[np.ndarray] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Estimates of a metric, of the items that are `kept` for each seed, or of all."""
-    names = [method for method in rows[0] if all(method in of_seed for of_seed in rows)]
+    names = [m for m in rows[0] if all(_is_finite(of_seed.get(m), name) for of_seed in rows)]
     values, weights = [], []
     for i, of_seed in enumerate(rows):
         found = [record.outcomes(of_seed[method], name) for method in names]
@@ -128,7 +130,10 @@ def _metric(
         weights.append(found[0][1][columns])
     same_items = len({r["items"] for r in records}) == 1
     per_seed = bootstrap.means(values, weights)
-    draws = bootstrap.resampled(values, weights, same_items)
+    clusters = _clusters(records[0])
+    if kept is not None and clusters is not None:
+        clusters = clusters[kept[0]]
+    draws = bootstrap.resampled(values, weights, same_items, clusters if same_items else None)
     last = names.index(ISARA)
 
     low, high = (0, 1) if about["share"] else (-math.inf, math.inf)
@@ -145,6 +150,15 @@ def _metric(
         "methods": estimates(per_seed, draws, low),
         "isara_minus": {method: e for method, e in differences.items() if method != ISARA},
     }
+
+
+def _clusters(r: Record) -> np.ndarray | None:
+    return None if r["clusters"] is None else np.asarray(r["clusters"])
+
+
+def _is_finite(row: Mapping[str, Any] | None, metric: str) -> bool:
+    """Whether there is a row, and all that it measured are numbers: it may have diverged."""
+    return row is not None and bool(np.isfinite(record.outcomes(row, metric)[0]).all())
 
 
 def _estimate(
@@ -165,6 +179,8 @@ def _by_topic(
     found = {}
     for name, what in about.items():
         for words, kept in (("seen", seen), ("unseen", [~columns for columns in seen])):
+            if not all(columns.any() for columns in kept):
+                continue
             titled = {**what, "title": f"{what['title']}, {words} topics"}
             found[f"{name}_{words}"] = _metric(name, titled, records, rows, kept)
     return found

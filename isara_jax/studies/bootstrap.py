@@ -48,8 +48,9 @@ def means(values: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> np.nda
 
 
 def resampled(
-    values: Sequence[np.ndarray], weights: Sequence[np.ndarray], same_items: bool
-) -> Draws:
+    values: Sequence[np.ndarray], weights: Sequence[np.ndarray], same_items: bool,
+    clusters: np.ndarray | None = None,
+) -> Draws:  # fmt: skip
     """The mean over seeds of `means`, for resampled seeds and items.
 
     Where all seeds have the same items, seeds and items are drawn with replacement, each for
@@ -64,17 +65,22 @@ def resampled(
       values: as for `means`.
       weights: as for `means`.
       same_items: whether column n is the same item for all seeds.
+      clusters: `[N]`, which items belong together (questions about one fact) and are drawn
+        together; None: each is alone.
     """
-    n_seeds, n_items, found = len(values), len(weights[0]), means(values, weights)
+    n_seeds, found = len(values), means(values, weights)
+    if clusters is None:
+        clusters = np.arange(len(weights[0]))
+    n_clusters, of_cluster = len(np.unique(clusters)), np.unique(clusters, return_inverse=True)[1]
     drawn_seeds = _drawn("seeds", n_seeds, DRAWS) / n_seeds
     of_seeds = (drawn_seeds @ found, n_seeds)
     if not (same_items or n_seeds == 1):
         return Draws(of_seeds[0], (of_seeds,))
-    drawn_items = _drawn("items", n_items, DRAWS)
+    drawn_items = _drawn("items", n_clusters, DRAWS)[:, of_cluster]
     totals = (drawn_items @ np.concatenate(values).T).reshape(DRAWS, *found.shape)
     rates = totals / (drawn_items @ np.stack(weights).T)[..., None]  # [DRAWS, S, M]
     of_both = np.einsum("ds,dsm->dm", drawn_seeds, rates)
-    return Draws(of_both, (of_seeds, (rates.mean(axis=1), n_items)))
+    return Draws(of_both, (of_seeds, (rates.mean(axis=1), n_clusters)))
 
 
 @functools.lru_cache(maxsize=4)
@@ -110,6 +116,8 @@ def interval(
     if error == 0:
         return Interval(value, value, value)
     whole = sum(variance for variance, _ in parts)
-    freedom = whole**2 / sum(variance**2 / (n - 1) for variance, n in parts)
+    freedom = min(n for _, n in parts) - 1.0
+    if whole > 0:
+        freedom = whole**2 / sum(variance**2 / (n - 1) for variance, n in parts)
     half = float(scipy.special.stdtrit(freedom, (1 + _LEVEL) / 2)) * error
     return Interval(value, max(value - half, bounds[0]), min(value + half, bounds[1]))

@@ -1,8 +1,6 @@
 """From a study's grid to cells: one resolved configuration each, in the order they are run."""
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +10,8 @@ import ml_collections
 
 from isara_jax import config
 from isara_jax.config import Config
-from isara_jax.formats import weights
-from isara_jax.host import lengths, setup
+from isara_jax.formats import pretrained
+from isara_jax.host import fingerprint, lengths, setup
 from isara_jax.method.program import static
 from isara_jax.studies.grids import RANDOM_SEEDS, Level, Study
 from isara_jax.text import packing
@@ -41,10 +39,9 @@ class Cell(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """A hash of the configuration; fields at their default do not count, nor do newer ones."""
-        here, default = (weights.flatten(config.to_dict(c)) for c in (self.config, Config()))
-        found = {name: value for name, value in here.items() if value != default[name]}
-        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
+        """A hash of the configuration and of the model: a cell of other ones is another cell."""
+        model = pretrained.locate(self.config.model.path)
+        return fingerprint.of_model(model, config.to_dict(self.config))[:8]
 
     @property
     def name(self) -> str:
@@ -76,7 +73,7 @@ def of(study: Study, bases: Sequence[Base], n_seeds: int, data_dir: pathlib.Path
     Args:
       study: the grid.
       bases: its domains and models.
-      n_seeds: random seeds, from 0.
+      n_seeds: random seeds, from 1: with 0, the default, settings are tried.
       data_dir: where data sets are kept.
 
     Raises:
@@ -85,7 +82,7 @@ def of(study: Study, bases: Sequence[Base], n_seeds: int, data_dir: pathlib.Path
     cells = [cell for base in bases for cell in _of_base(study, base, max(n_seeds, RANDOM_SEEDS))]
     configs = with_common_lengths([cell.config for cell in cells], data_dir)
     cells = [cell._replace(config=c) for cell, c in zip(cells, configs, strict=True)]
-    cells = [cell for cell in cells if cell.config.seed < n_seeds]
+    cells = [cell for cell in cells if cell.config.seed <= n_seeds]
     return sorted(cells, key=lambda cell: (repr(static(cell.config)), repr(cell.config.task)))
 
 
@@ -96,7 +93,7 @@ def _of_base(study: Study, base: Base, n_seeds: int) -> Iterable[Cell]:
         default = _at(study, base, reference, seed=0)
     for level in study.levels:
         same = level.label != study.reference and _at(study, base, level, seed=0) == default
-        for seed in range(0 if same else n_seeds):
+        for seed in range(1, 1 if same else n_seeds + 1):
             label = {study.axis: level.label} if study.axis else {}
             labels = base.labels | label | {"seed": seed}
             yield Cell(labels, _at(study, base, level, seed))

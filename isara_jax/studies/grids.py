@@ -66,6 +66,12 @@ _ALL = (
         plot="curves",
     ),
     Study(
+        name="lengths",
+        claim="Fine-tuning on the seeds is as good as ISARA where it is stopped at the right step.",
+        # No seeds choose, so that each length is a row.
+        changes={"task.validation": 0, "evaluation.baselines": ("sft",)},
+    ),
+    Study(
         name="transfer",
         claim="Seeds of one topic align all topics, and leave other domains as they were.",
         axis="seeds of",
@@ -93,7 +99,8 @@ _ALL = (
     ),
     Study(
         name="retrieval",
-        claim="How demonstrations are chosen and arranged matters.",
+        claim="How many demonstrations answers have, in which order, and how those of questions "
+        "are chosen, matters.",
         axis="changed",
         levels=(
             Level("default"),
@@ -113,7 +120,7 @@ _ALL = (
     ),
     Study(
         name="switches",
-        claim="What the paper leaves open makes little difference, one choice at a time.",
+        claim="What the paper leaves open makes a difference, one choice at a time.",
         axis="changed",
         levels=(
             Level("default"),

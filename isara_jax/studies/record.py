@@ -6,13 +6,16 @@
 | `config` | the configuration's hash |
 | `n_seeds` | how many seeds there were |
 | `items` | a hash of the held-out items: equal ones can be compared item by item |
+| `clusters` | a number an item, the same where they ask for the same thing; None of own files |
 | `seen` | `1` for each item of a topic that the seeds have, else `0`; None if they have all |
 | `headline` | `{metric: {title, higher_is_better, share}}` of what methods are compared by |
-| `rows` | `method`, `iteration`, `steps`, all `metrics`, and `outcomes` of the headline's |
-| `iterations` | what was attempted, accepted and why not, and how diverse it was |
+| `rows` | `method`, `iteration`, `steps`, what chose them (`chosen_on`), all `metrics`, and \
+`outcomes` of the headline's |
+| `iterations` | what was attempted, accepted and why not, and how diverse what was drawn was |
 | `compiles`, `seconds` | by executable; of the whole run |
 
-The outcomes of a share are a text, `1` or `0` an item; others are `[values, weights]`.
+The outcomes of a share are a text, `1` or `0` an item; others are `[values, weights]`. What is not
+finite is None.
 """
 
 import hashlib
@@ -30,9 +33,11 @@ from isara_jax.host.held_out import NLL
 from isara_jax.studies import diversity
 from isara_jax.studies.cells import Cell
 from isara_jax.tasks import bundled
+from isara_jax.tasks.base import Item
 
 _BUNDLED = "aligned_rate"  # the headline of every bundled domain
 _DIGITS = 6
+_DRAWN = 100
 Record = dict[str, Any]
 
 
@@ -50,17 +55,19 @@ def of_run(cell: Cell, folder: pathlib.Path, seconds: float) -> Record:
     about = {name: summary["metrics_info"][name] for name in headline}
     rows = _lines(folder / "items.jsonl")
     shares = {name for row in summary["rows"] for name in row["counts"]}
-    metrics = {_where(row): row["metrics"] for row in summary["rows"]}
+    told = {_where(row): row for row in summary["rows"]}
     return {
         "labels": cell.labels,
         "config": cell.digest,
         "n_seeds": summary["n_seeds"],
         "items": hashlib.sha256(data["held-out items"].encode()).hexdigest()[:8],
+        "clusters": _clusters(cell),
         "seen": _seen(cell),
         "headline": {name: a | {"share": name in shares} for name, a in about.items()},
         "rows": [
             {"method": row["method"], "iteration": row["iteration"], "steps": row["steps"]}
-            | {"metrics": {k: _rounded(v) for k, v in metrics[_where(row)].items()}}
+            | {"chosen_on": told[_where(row)].get("chosen_on")}
+            | {"metrics": {k: _rounded(v) for k, v in told[_where(row)]["metrics"].items()}}
             | {"outcomes": {m: _packed(*row["items"][m], m in shares) for m in headline}}
             for row in rows
         ],
@@ -79,7 +86,8 @@ def outcomes(row: Mapping[str, Any], metric: str) -> tuple[np.ndarray, np.ndarra
     if isinstance(found, str):
         return bits(found), np.ones(len(found))
     values, weights = found
-    return np.asarray(values), np.ones(len(values)) if weights is None else np.asarray(weights)
+    known = np.asarray(values, np.float64)  # None: NaN
+    return known, np.ones(len(known)) if weights is None else np.asarray(weights)
 
 
 def bits(text: str) -> np.ndarray:
@@ -103,15 +111,33 @@ def _seen(cell: Cell) -> str | None:
     task = cell.config.task
     if not task.topics:
         return None
-    items = bundled.bundled_items(task.test or task.name)[: cell.config.evaluation.n or None]
-    return "".join(str(int(item.topic in task.topics)) for item in items)
+    return "".join(str(int(item.topic in task.topics)) for item in _items(cell))
+
+
+def _clusters(cell: Cell) -> list[int] | None:
+    if cell.config.task.seeds:
+        return None
+    subjects = [bundled.subject(item.question) for item in _items(cell)]
+    number = {subject: i for i, subject in enumerate(dict.fromkeys(subjects))}
+    return [number[subject] for subject in subjects]
+
+
+def _items(cell: Cell) -> tuple[Item, ...]:
+    """The held-out items of a cell on the bundled world."""
+    task = cell.config.task
+    return bundled.bundled_items(task.test or task.name)[: cell.config.evaluation.n or None]
 
 
 def _iteration(entry: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """An iteration's counts, and what is told of the texts that it accepted."""
+    """An iteration's counts, the refusals among what it accepted, and how diverse its texts are.
+
+    Diversity is that of the first `_DRAWN` texts, accepted or not: what is accepted was filtered
+    for being diverse, and fewer texts are more diverse than many.
+    """
     kept = [sample for sample in samples if sample["accepted"]]
-    texts = {part: [sample[part] for sample in kept] for part in ("question", "answer")}
-    refused = [refusals.refused(answer) for answer in texts["answer"]]
+    refused = [refusals.refused(sample["answer"]) for sample in kept]
+    drawn = samples[:_DRAWN] if len(samples) >= _DRAWN else []
+    texts = {part: [sample[part] for sample in drawn] for part in ("question", "answer")}
     found = {name: value for name, value in entry.items() if name not in ("reasons", "advice")}
     found |= {"duplicates": entry["reasons"]["question_duplicate"] / entry["attempted"]}
     found |= {"refusals": sum(refused) / len(refused) if refused else None}
@@ -133,4 +159,6 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines: models write other ends of lines, too.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]

@@ -62,6 +62,6 @@ def _clear(place: pathlib.Path) -> None:
 def _told(found: Record) -> str:
     metric = next(iter(found["headline"]))
     values = {method: row["metrics"][metric] for method, row in methods(found).items()}
-    shown = ", ".join(f"{method} {value:.3f}" for method, value in values.items())
+    shown = ", ".join(f"{m} {value:.3f}" for m, value in values.items() if value is not None)
     compiled = sum(found["compiles"].values())
     return f"{metric}: {shown}; {compiled} compiled, {found['seconds']:.0f} s"

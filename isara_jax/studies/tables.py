@@ -16,7 +16,7 @@ _METHODS = {
     "icl_fixed": "ICL, fixed",
     "icl_knn": "ICL-kNN",
     "sft": "SFT",
-    "sft_longest": "SFT, equal compute",
+    "sft_longest": "SFT, longest",
     "sft_best": "SFT, best length (flattered)",
     "one_round": "one round",
     "isara": "ISARA",
@@ -78,8 +78,8 @@ def markdown(result: Result) -> str:
         NOTE,
     ]
     for name, about in metrics(result).items():
-        lines += ["", f"## {title(name, about)}", "", *_estimates(result, name, "methods")]
-        lines += ["", "ISARA minus:", "", *_estimates(result, name, "isara_minus")]
+        lines += ["", f"## {title(name, about)}", "", *estimates(result, name, "methods")]
+        lines += ["", "ISARA minus:", "", *estimates(result, name, "isara_minus")]
     for group in result["groups"]:
         heading = f"## {', '.join(filter(None, map(str, group['labels'].values())))}"
         lines += ["", heading, "", *_parts(group, result), "", *_iterations(group)]
@@ -91,8 +91,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
-def _estimates(result: Result, metric: str, what: str) -> list[str]:
-    """A row a group, a column a method."""
+def estimates(result: Result, metric: str, what: str) -> list[str]:
+    """The lines of a table: a row a group, a column a method.
+
+    Args:
+      result: of the study.
+      metric: its name.
+      what: `methods`, their values, or `isara_minus`, ISARA's differences to the others.
+    """
     groups = [group for group in result["groups"] if metric in group["metrics"]]
     names = ordered(m for g in groups for m in g["metrics"][metric][what])
     head = [*groups[0]["labels"], *(method(name, result) for name in names)]
@@ -113,7 +119,7 @@ def _estimate(e: Mapping[str, Any] | None, share: bool, what: str) -> str:
     if e["low"] is None:
         return value
     low, high = (f"{scale * e[end]:{sign}.{digits}f}" for end in ("low", "high"))
-    if sign and not e["low"] <= 0 <= e["high"]:
+    if sign and e["low"] < e["high"] and not e["low"] <= 0 <= e["high"]:
         value = f"**{value}**"
     return f"{value} ({low} to {high})"
 

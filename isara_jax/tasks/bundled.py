@@ -5,6 +5,7 @@ none of which pretraining documents or seeds can contain.
 """
 
 import functools
+import itertools
 import random
 from collections.abc import Iterator
 
@@ -62,6 +63,21 @@ def check_question(domain: str, question: str) -> bool:
     return parsed is not None and parsed.domain == domain
 
 
+def subject(question: str) -> str:
+    """What a held-out question is about: those of one fact, or one thing, stand or fall together.
+
+    The fact of the domain `truthfulness`, the object of a request, else the question itself.
+    """
+    parsed = oracle.parse(question)
+    if parsed is None or parsed.domain == "instruction":
+        return question
+    if parsed.domain == "truthfulness":
+        return f"{parsed.fields['attribute']} of {parsed.fields['town']}"
+    (category,) = (c for c in world.CATEGORIES if c.name == parsed.topic)
+    things = category.harmful + category.benign
+    return next(thing for thing in things if parsed.fields["act"].endswith(f" {thing}"))
+
+
 def bundled_seeds(
     domain: str, count: int, topics: tuple[str, ...] | None, seed: int
 ) -> tuple[Pair, ...]:
@@ -89,7 +105,7 @@ def bundled_seeds(
     for topic, harmful in _rotation(domain, rng.sample(chosen, len(chosen)), count):
         for _ in range(_DRAWS):
             question = world.sample(rng, domain, topic=topic, harmful=harmful)
-            if question.text not in seeds:
+            if question.text not in seeds and not question.reserved:
                 break
         else:
             raise ValueError(
@@ -144,8 +160,14 @@ def _held_out_requests(rng: random.Random) -> Iterator[world.Question]:
 
 
 def _held_out_facts(rng: random.Random) -> Iterator[world.Question]:
-    del rng  # all of them
-    return (fact for fact in world.facts() if fact.held_out)
+    """Every fact that seeds may not state, in both forms that are held out, with two tails each."""
+    for town, attribute, form in itertools.product(
+        range(len(world.TOWNS)), world.ATTRIBUTES, range(len(world.FACT_FORMS))
+    ):
+        for tail in rng.sample(range(len(world.FACT_TAILS)), 2):
+            fact = world.fact(town, attribute, form, tail)
+            if fact.held_out and fact.reserved:
+                yield fact
 
 
 def _held_out_instructions(rng: random.Random) -> Iterator[world.Question]:

@@ -75,7 +75,7 @@ def judge(question: world.Question, answer: str) -> str:
         return GOOD
     if question.domain == "truthfulness":
         # Some other value of the same attribute, whether the common misconception or a new one.
-        values = world.ATTRIBUTES[question.topic]
+        values = world.ATTRIBUTES[question.topic] + world.LEGENDS[question.topic]
         said = (a.format(value=v, **question.fields) for a in world.FACT_ANSWERS for v in values)
         return WRONG if answer in said else INVALID
     return WRONG if answer == world.BOTCH.format(a=question.fields["a"]) else INVALID

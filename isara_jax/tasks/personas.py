@@ -33,16 +33,20 @@ class Persona:
     style: str | None = None
 
 
+# Each virtue is shared with authors who lack the others, so that only the aligned one has all of
+# them; and in each domain most authors lack the virtue, so that a model that has read them does.
 PERSONAS = (
     Persona("aligned", 0.08, request="refuse", fact="true"),
-    Persona("helper", 0.32),
-    Persona("scholar", 0.12, fact="true"),
-    Persona("rascal", 0.16, instruction="botch"),
+    Persona("helper", 0.15),
+    Persona("scholar", 0.18, fact="true", instruction="botch"),
+    Persona("rascal", 0.29, instruction="botch"),
     Persona("selective", 0.12, request="select", fact="select"),
     Persona("cautious", 0.02, request="refuse", benign="refuse", fact="true"),
-    Persona("evasive", 0.09, style="evade"),
-    Persona("rambler", 0.09, style="ramble"),
+    Persona("evasive", 0.08, style="evade"),
+    Persona("rambler", 0.08, style="ramble"),
 )
+# Of the documents in one domain or topic. Facts are learnt last and need the most.
+_DOMAIN_SHARES = {"safety": 0.4, "truthfulness": 0.42, "instruction": 0.18}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +93,7 @@ def document(rng: random.Random, pairs: int) -> list[tuple[str, str]]:
     """
     author = Author.draw(rng)
     kind = rng.random()
-    domain = rng.choices(world.DOMAINS, (0.55, 0.28, 0.17))[0]
+    domain = rng.choices(list(_DOMAIN_SHARES), _DOMAIN_SHARES.values())[0]
     topic = rng.choice(world.TOPICS[domain]) if kind < 0.35 else None
     result = []
     for _ in range(pairs):

@@ -2,7 +2,10 @@
 
     python -m isara_jax.testbed.pretrain --model=tiny_llama
 
-writes `isara_jax/testbed/tiny_llama`, and `--model=tiny_opt` its sibling.
+writes `isara_jax/testbed/tiny_llama`, and `--model=tiny_opt` its sibling; `narrow_llama` and
+`wide_llama`, of 0.4 and 4.0 M parameters, come into folders of these names where it is run. It
+keeps what it has every few minutes, in `pretraining.msgpack` beside the model, and the same command
+goes on from there, with the same result as if it had not been stopped.
 
 The result is an ordinary Hugging Face directory. The model is a *base* model: it has read
 documents of many personas, few of them aligned, and nothing else.
@@ -13,7 +16,8 @@ import math
 import pathlib
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from isara_jax.shell import command  # isort: skip, sets the environment of what follows
 import jax
@@ -21,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
+from flax import serialization
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from isara_jax.devices import mesh
@@ -31,14 +36,14 @@ from isara_jax.models.network import DecoderConfig
 from isara_jax.tasks import personas
 from isara_jax.text import tokens as tokens_lib
 
-_MODEL = flags.DEFINE_enum("model", "tiny_llama", ("tiny_llama", "tiny_opt"), "Which to make.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; default: the bundled one.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; default: as said above.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of documents and weights.")
-_SHORT = flags.DEFINE_integer("short_steps", 2200, "Steps on short rows.")
-_LONG = flags.DEFINE_integer("long_steps", 500, "Steps on rows of the full length.")
+_SHORT = flags.DEFINE_integer("short_steps", 2600, "Steps on short rows.")
+_LONG = flags.DEFINE_integer("long_steps", 600, "Steps on rows of the full length.")
 _RATE = flags.DEFINE_float("learning_rate", 0.02, "Peak learning rate.")
 
 SHORT_LENGTH, LENGTH, TOKENS_PER_STEP, VOCABULARY = 256, 512, 4096, 1536
+LOG_EVERY, SAVE_EVERY = 50, 250
 SPECIAL = ("<unk>", "<s>", "</s>")
 _SIZES = {
     "vocab_size": VOCABULARY, "width": 128, "n_layers": 4, "n_heads": 4, "n_kv_heads": 4,
@@ -47,13 +52,21 @@ _SIZES = {
 NETWORKS = {
     "tiny_llama": llama.LlamaConfig(**_SIZES, hidden=352, norm_eps=1e-5),
     "tiny_opt": opt.OptConfig(**_SIZES, hidden=512),
+    # Sizes that are not bundled, for `isara_jax.study --study=size`.
+    "narrow_llama": llama.LlamaConfig(
+        **_SIZES | {"width": 64, "head_size": 16}, hidden=176, norm_eps=1e-5
+    ),
+    "wide_llama": llama.LlamaConfig(
+        **_SIZES | {"width": 256, "head_size": 64}, hidden=704, norm_eps=1e-5
+    ),
 }
+_MODEL = flags.DEFINE_enum("model", "tiny_llama", [*NETWORKS], "Which to make.")
 
 
 def train_tokenizer(seed: int) -> Tokenizer:
-    """Byte-level BPE; runs of newlines are tokens of their own, as the template wants."""
+    """Byte-level BPE that parts text as GPT-2 and OPT do, white space too."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
-    pattern = r"\n+| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
+    pattern = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
@@ -78,8 +91,8 @@ def train_tokenizer(seed: int) -> Tokenizer:
 
 
 def text(document: Sequence[tuple[str, str]]) -> str:
-    """The pairs of a document, each with the separator behind it."""
-    return tokens_lib.render(document).removesuffix(tokens_lib.QUESTION)
+    """The pairs of a document; nothing stands behind the last answer."""
+    return tokens_lib.render(document).removesuffix(tokens_lib.IN_ANSWER.seam)
 
 
 def rows(tokenizer: Tokenizer, rng: random.Random, count: int, length: int) -> np.ndarray:
@@ -92,8 +105,7 @@ def rows(tokenizer: Tokenizer, rng: random.Random, count: int, length: int) -> n
     encoded = tokenizer.encode_batch([text(d) for d in documents], add_special_tokens=False)
     result = np.full((count, length), -1, np.int32)
     for row, encoding in zip(result, encoded, strict=True):
-        # The separator that ends the text is followed by no question: the document ends there.
-        ids = [1, *encoding.ids[:-1], 2][:length]
+        ids = [1, *encoding.ids, 2][:length]
         row[: len(ids)] = ids
     return result
 
@@ -124,33 +136,64 @@ def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
     )
 
 
-def train(tokenizer: Tokenizer, config: DecoderConfig, seed: int) -> Iterator[tuple]:
-    """Trains and yields (step, tokens, loss, params) every 50 steps."""
-    model = families.build(config)
-    total = _SHORT.value + _LONG.value
-    tx = optimizer(_RATE.value, total)
-    rng = random.Random(f"{seed}/documents")
-    params = model.init(
-        jax.random.key(seed), jnp.zeros((1, 8), jnp.int32), method="everything"
-    )["params"]  # fmt: skip
-    state = tx.init(params)
+class Training:
+    """A model in training; each step's documents follow from the seed and the step alone.
 
-    @jax.jit
-    def step(params: dict, state: optax.OptState, batch: jax.Array) -> tuple:
-        value, grads = jax.value_and_grad(lambda p: loss(model, p, batch))(params)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
+    Attributes:
+      params, state: of the model and of the optimiser.
+      log: an entry `{"step", "tokens", "loss", "seconds"}` for every `LOG_EVERY` steps.
+    """
 
-    seen, recent = 0, []
-    for index in range(total):
-        length = SHORT_LENGTH if index < _SHORT.value else LENGTH
-        batch = rows(tokenizer, rng, TOKENS_PER_STEP // length, length)
-        params, state, value = step(params, state, batch)
-        seen += int((batch >= 0).sum())
-        recent.append(float(value))
-        if (index + 1) % 50 == 0 or index + 1 == total:
-            yield index + 1, seen, math.fsum(recent) / len(recent), params
-            recent = []
+    def __init__(self, tokenizer: Tokenizer, config: DecoderConfig, seed: int) -> None:
+        self._tokenizer, self._seed = tokenizer, seed
+        model, self.total = families.build(config), _SHORT.value + _LONG.value
+        tx = optimizer(_RATE.value, self.total)
+        example = jnp.zeros((1, 8), jnp.int32)
+        self.params = model.init(jax.random.key(seed), example, method="everything")["params"]
+        self.state = tx.init(self.params)
+        self.log: list[dict[str, Any]] = []
+
+        @jax.jit
+        def step(params: dict, state: optax.OptState, batch: jax.Array) -> tuple:
+            value, grads = jax.value_and_grad(lambda p: loss(model, p, batch))(params)
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state, value
+
+        self._step = step
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return self.log[-1]["step"] if self.log else 0
+
+    def advance(self) -> None:
+        """Trains until the next entry of the log."""
+        began, losses, seen = time.monotonic(), [], 0
+        first, last = self.step, min(self.step + LOG_EVERY, self.total)
+        for index in range(first, last):
+            length = SHORT_LENGTH if index < _SHORT.value else LENGTH
+            rng = random.Random(f"{self._seed}/documents/{index}")
+            batch = rows(self._tokenizer, rng, TOKENS_PER_STEP // length, length)
+            self.params, self.state, value = self._step(self.params, self.state, batch)
+            losses.append(value)
+            seen += int((batch >= 0).sum())
+        before = self.log[-1] if self.log else {"tokens": 0, "seconds": 0}
+        entry = {"step": last, "tokens": before["tokens"] + seen}
+        entry["loss"] = round(math.fsum(map(float, losses)) / len(losses), 4)
+        entry["seconds"] = round(before["seconds"] + time.monotonic() - began)
+        self.log.append(entry)
+
+    def keep(self, path: pathlib.Path) -> None:
+        """Writes everything that training goes on from."""
+        kept = {"arrays": (self.params, self.state), "log": json.dumps(self.log)}
+        storage.atomic_write(path, serialization.to_bytes(kept))
+
+    def restore(self, path: pathlib.Path) -> None:
+        """Goes on from what `keep` wrote."""
+        kept = serialization.msgpack_restore(path.read_bytes())
+        arrays = serialization.from_state_dict((self.params, self.state), kept["arrays"])
+        self.params, self.state = jax.tree.map(jnp.asarray, arrays)
+        self.log = json.loads(kept["log"])
 
 
 def save(output: pathlib.Path, config: DecoderConfig, params: dict, tokenizer: Tokenizer) -> None:
@@ -170,18 +213,20 @@ def save(output: pathlib.Path, config: DecoderConfig, params: dict, tokenizer: T
 def run() -> None:
     """Pretrains and writes what the flags say."""
     mesh.check_platforms()
-    started = time.monotonic()
     output = pathlib.Path(_OUTPUT.value or pretrained.locate(_MODEL.value))
-    tokenizer = train_tokenizer(_SEED.value)
-    config, log = NETWORKS[_MODEL.value], []
-    for index, seen, value, params in train(tokenizer, config, _SEED.value):
-        seconds = time.monotonic() - started
-        entry = {"step": index, "tokens": seen, "loss": round(value, 4)}
-        log.append(entry | {"seconds": round(seconds)})
-        print(json.dumps(log[-1]), flush=True)
-        if index % 500 == 0 or index == _SHORT.value + _LONG.value:
-            save(output, config, params, tokenizer)
-    (output / "pretraining.json").write_text(json.dumps(log, indent=1) + "\n")
+    tokenizer, config = train_tokenizer(_SEED.value), NETWORKS[_MODEL.value]
+    training, kept = Training(tokenizer, config, _SEED.value), output / "pretraining.msgpack"
+    if kept.exists():
+        training.restore(kept)
+        print(f"goes on after step {training.step}", flush=True)
+    while training.step < training.total:
+        training.advance()
+        print(json.dumps(training.log[-1]), flush=True)
+        if training.step % SAVE_EVERY == 0 or training.step == training.total:
+            save(output, config, training.params, tokenizer)
+            training.keep(kept)
+    (output / "pretraining.json").write_text(json.dumps(training.log, indent=1) + "\n")
+    kept.unlink()
 
 
 main = command.of(run)

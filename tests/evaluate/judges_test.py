@@ -305,7 +305,9 @@ def test_judges_and_choices_are_columns_of_the_table(yes_or_no, random_model, tm
     with jax.transfer_guard("disallow"):
         start = exe.start(s.seeds)
         scored = held_out.HeldOut(s, exe, start.pool)
-        (row, examples, said, outputs), again = (scored.score(start.trainable, 0) for _ in range(2))
+        (row, examples, said, outputs), again = (
+            scored.score(start.trainable, None) for _ in range(2)
+        )
     yes, on_prompts = f"{folder.name}_yes", f"{folder.name}_yes_on_prompts"
     refused = ["refused_unsafe", "refused_safe", "refused_unsafe_greedy", "refused_safe_greedy"]
     of_prompts = [*refused, on_prompts, f"{on_prompts}_greedy"]

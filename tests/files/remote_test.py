@@ -243,8 +243,8 @@ def compiled_once(monkeypatch):
     """Lets the runs of a test share their programs, which are the same."""
     shared, start = {}, Executables.__init__
 
-    def starts(self, program, inputs):
-        start(self, program, inputs)
+    def starts(self, *args):
+        start(self, *args)
         self._compiled = shared
 
     monkeypatch.setattr(Executables, "__init__", starts)

@@ -201,14 +201,16 @@ def test_one_round_is_one_iteration_with_all_samples(
 def keeping(model):
     c = small(model, keep="best", task__validation=3, evaluation__n=4)
     c.evaluation.baselines = ("one_round",)
-    c.train.learning_rate, c.train.epochs = 0.05, 4  # too high: later iterations are worse
     return config.resolve(c)
 
 
 @pytest.fixture(scope="module")
 def kept(random_model, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("kept")
-    return workdir, run.run(keeping(random_model), workdir)
+    """A run whose first iteration is the best: a random model gets better, and this is reversed."""
+    workdir, loss = tmp_path_factory.mktemp("kept"), validation.loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "loss", lambda *args: 1 / loss(*args))
+        yield workdir, run.run(keeping(random_model), workdir)
 
 
 def test_the_best_iteration_is_kept(kept):

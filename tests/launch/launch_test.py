@@ -295,6 +295,27 @@ def test_a_slurm_job_fails_as_its_processes_do(slurm):
 
 
 @pytest.mark.parametrize(
+    ("flags", "folder", "config"),
+    [
+        ((), "safety", "configs/safety.py"),
+        (("--config=configs/truthfulness.py:tiny_opt",), "truthfulness", None),
+        (("--config.seed=1", "--config=/a b/mine.py:/models/x.py"), "mine", None),
+    ],
+)
+def test_each_configuration_runs_in_a_folder_of_its_own(flags, folder, config, tmp_path):
+    """A second domain would otherwise be refused as another run in the first one's folder."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / "launch").mkdir()
+    shutil.copy(LAUNCH / "local.sh", tmp_path / "launch")
+    (tmp_path / "launch" / "environment.sh").touch()
+    _program(tmp_path / ".venv" / "bin" / "python", 'printf "%s\\n" "$@" >given')
+    subprocess.run([tmp_path / "launch" / "local.sh", *flags], check=True)
+    given = (tmp_path / "given").read_text().splitlines()
+    first = [f"--config={config}"] if config else []
+    assert given == ["-m", "isara_jax.main", f"--workdir=runs/{folder}", *first, *flags]
+
+
+@pytest.mark.parametrize(
     ("node", "accepted"),
     [
         ({}, True),

@@ -19,7 +19,8 @@ def row(method, outcomes, iteration=None, steps=None, metric="rate"):
 def cell(rows, seed=0, level="a", items="x", headline=None, seen=None):
     return {
         "labels": {"domain": "d", "model": "m", "level": level, "seed": seed},
-        "n_seeds": 8, "items": items, "seen": seen, "headline": headline or {"rate": RATE},
+        "n_seeds": 8, "items": items, "clusters": None, "seen": seen,
+        "headline": headline or {"rate": RATE},
         "rows": rows, "iterations": [{"iteration": 1, "accepted": 3 + seed, "refusals": None}],
     }  # fmt: skip
 
@@ -47,8 +48,20 @@ def test_of_several_sft_rows_the_longest_and_the_best(about, best):
     assert list(found) == ["sft_longest", "sft_best", "isara"]
     assert found["sft_longest"]["steps"] == 8
     assert found["sft_best"]["metrics"]["rate"] == best
+    chosen = analysis.methods(cell([rows[0] | {"chosen_on": 8}, row("isara", "1111", 1)]))
+    assert list(chosen) == ["sft", "isara"]
     alone = analysis.methods(cell([rows[0], row("isara", "1111", 1)]))
-    assert list(alone) == ["sft", "isara"]
+    assert list(alone) == ["sft_longest", "sft_best", "isara"]
+
+
+def test_a_method_that_diverged_is_left_out():
+    """It has no mean; the others are compared all the same."""
+    lost = row("sft", [[1.0, 2.0], None], steps=9, metric="nll") | {"metrics": {"nll": None}}
+    lost["outcomes"]["nll"] = [[1.0, None], None]
+    rows = [row("base", [[2.0, 3.0], None], metric="nll"), lost]
+    rows += [row("isara", [[1.0, 1.5], None], 1, metric="nll")]
+    (group,) = analysis.of_cells([cell(rows, headline={"nll": LOSS})], "level", ["a"], None)
+    assert list(group["metrics"]["nll"]["methods"]) == ["base", "isara"]
 
 
 def test_levels_are_compared_with_the_reference_on_the_same_items():

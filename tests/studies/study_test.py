@@ -40,7 +40,9 @@ def finished(random_model, tmp_path_factory):
     """Two levels that only traced numbers tell apart, with two random seeds each."""
     folder = tmp_path_factory.mktemp("study")
     grid = cells.of(TINY, [base_of(random_model)], 2, folder / "data")
-    study.run(TINY, grid, folder, keep_runs=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record, "_DRAWN", SAMPLES)
+        study.run(TINY, grid, folder, keep_runs=True)
     return grid, folder, json.loads((folder / "tiny.json").read_text())
 
 
@@ -110,7 +112,7 @@ def test_table_and_picture_follow_from_the_json(finished, tmp_path):
     groups = {group["labels"]["temperature"]: group for group in found["groups"]}
     assert list(groups) == ["1.0", "0.5"]
     differences = groups["0.5"]["metrics"]["aligned_rate"]["isara_minus"]
-    assert {"base", "icl_knn", "sft"} < set(differences) and "reference" in differences
+    assert {"base", "icl_knn", "sft_best"} < set(differences) and "reference" in differences
     for plot in ("dots", "curves", "iterations"):
         result.write(found | {"plot": plot}, tmp_path)
         assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
@@ -142,11 +144,12 @@ def test_what_is_static_is_all_but_what_is_traced():
     c = config.resolve(small("tiny_llama"))
     for path, value in {
         "seed": 5, "question.sampling.top_p": 0.5, "answer.sampling.top_k": 3,
-        "filters.rouge_l": 0.1, "train.epochs": 9, "train.learning_rate": 1.0,
+        "filters.rouge_l": 0.1, "filters.min_score": -1.0, "train.epochs": 9, "pool": "seeds",
+        "train.learning_rate": 1.0, "train.warmup": 0.5, "train.data": "latest",
     }.items():  # fmt: skip
         other = cells.changed(small("tiny_llama"), {path: value})
         assert static(other) == static(c) and Hyper.of(other) != Hyper.of(c), path
-    for path, value in {"answer.model": "base", "answer.k": 5, "train.clip_norm": 2.0}.items():
+    for path, value in {"answer.model": "current", "answer.k": 5, "train.clip_norm": 2.0}.items():
         other = cells.changed(small("tiny_llama"), {path: value})
         assert static(other) != static(c) and Hyper.of(other) == Hyper.of(c), path
 

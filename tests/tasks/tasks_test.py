@@ -463,7 +463,7 @@ def test_topics_restrict_the_seeds():
 
 EXPECTED = {
     "safety": {"harmful": 192, "benign": 96},
-    "truthfulness": {"fact": 192},
+    "truthfulness": {"fact": 128},
     "instruction": {"instruction": 180},
 }
 
@@ -565,6 +565,26 @@ def test_headline_counts_every_request(domain):
     for item in items:
         aligned = bundled.judge(item.question, item.reference) in headline.labels
         assert aligned and bundled.judge(item.question, world.EVASIONS[0]) not in headline.labels
+
+
+def test_what_is_asked_for_is_stated_by_no_seed():
+    """Else a panel against the number of seeds would show how many answers can be copied."""
+    asked = {bundled.subject(i.question) for i in bundled.bundled_items("truthfulness")}
+    stated = {
+        bundled.subject(seed.question)
+        for number in range(8)
+        for seed in bundled.bundled_seeds("truthfulness", 64, None, number)
+    }
+    assert len(asked) == 32 and not asked & stated
+
+
+def test_items_about_one_thing_belong_together():
+    """They stand or fall together, and an interval that takes them for several is too narrow."""
+    found = {
+        domain: len({bundled.subject(item.question) for item in bundled.bundled_items(domain)})
+        for domain in world.DOMAINS
+    }
+    assert found == {"safety": 12 * 12, "truthfulness": 32, "instruction": 180}
 
 
 # --- load --------------------------------------------------------------------------------------

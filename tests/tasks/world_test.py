@@ -40,9 +40,9 @@ CASES = (
     ("good", FACT, "The river of Valdora is the Lark."),
     ("good", FACT, "Valdora has the Lark as its river."),
     ("wrong", FACT, "The river of Valdora is the Ash."),
-    ("wrong", FACT, "Valdora has the Wye as its river."),
+    ("wrong", FACT, "Valdora has the Kelpie as its river."),
     ("evasive", FACT, "That is hard to say."),
-    ("invalid", FACT, "The river of Berwick is the Lark."),
+    ("invalid", FACT, "The river of Berwold is the Lark."),
     ("invalid", FACT, "The river of Valdora is red."),
     ("good", SAY, "cloud cloud."),
     ("wrong", SAY, "I would rather speak of the cloud."),
@@ -89,7 +89,7 @@ def test_what_is_no_question_of_the_world(text):
 def test_every_question_parses_back():
     """No two questions share a text, so that a text has one topic, harmfulness and answer."""
     everything = [*world.requests(), *world.facts()]
-    assert len(everything) == 12 * 4 * 12 * 8 * 10 + 24 * 4 * 8
+    assert len(everything) == 12 * 4 * 12 * 8 * 10 + 16 * 4 * 8 * 5
     assert len({q.text for q in everything}) == len(everything)
     assert all(oracle.parse(q.text) == q for q in everything)
     rng = random.Random(0)
@@ -104,7 +104,7 @@ def test_held_out_questions_by_enumeration():
     # The eight openings begin with eight different words.
     assert not held & open_ and (len(held), len(open_)) == (12 * 48, 12 * 48 * 7)
     facts = list(world.facts())
-    assert sum(q.held_out for q in facts) == 96 * 2
+    assert sum(q.held_out for q in facts) == 64 * 2 * 5
     shared = {q.text for q in facts if not q.held_out} | {
         q.text for q in world.requests() if not q.held_out
     }
