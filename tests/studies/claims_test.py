@@ -17,8 +17,27 @@ def test_tables_are_those_of_the_committed_results(path):
     assert path.with_suffix(".md").read_text() == tables.markdown(json.loads(path.read_text()))
 
 
-def test_readme_shows_the_headline_of_each_domain():
-    """The first table that people read."""
-    result = json.loads((ROOT / "docs" / "claims" / "claims.json").read_text())
-    shown = "\n".join(tables.estimates(result, "aligned_rate", "methods"))
-    assert shown in (ROOT / "README.md").read_text()
+def loaded(study):
+    return json.loads((ROOT / "docs" / "claims" / f"{study}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("document", "study", "what"),
+    [
+        ("README.md", "claims", "methods"),
+        ("docs/claims.md", "claims", "isara_minus"),
+        ("docs/claims.md", "lengths", "methods"),
+    ],
+)
+def test_documents_show_the_headline_of_each_domain(document, study, what):
+    """What people read first, and what most will read alone."""
+    shown = "\n".join(tables.estimates(loaded(study), "aligned_rate", what))
+    assert shown in (ROOT / document).read_text()
+
+
+def test_scaling_ratios_are_those_of_the_study():
+    """Accepted samples for each seed, as the paper counts them."""
+    text = (ROOT / "docs" / "claims.md").read_text()
+    for group in loaded("claims")["groups"]:
+        accepted = sum(iteration["accepted"] for iteration in group["iterations"])
+        assert f"{group['labels']['domain']} {accepted / group['seeds']:.1f}" in text
