@@ -3,7 +3,7 @@
 | | what it is | compute |
 |---|---|---|
 | ICL-random, -fixed, -kNN | the base model, shown k seeds with each question | nothing is trained |
-| SFT | the base model, trained on the seeds | at most ISARA's optimiser steps |
+| SFT | the base model, trained on the seeds | ISARA's optimiser steps, or fewer |
 | one round | all samples drawn by the base model, then one fine-tuning | as many samples |
 """
 
@@ -88,13 +88,18 @@ class Baselines:
     # --- SFT -------------------------------------------------------------------------------------
 
     def _sft(self) -> Iterator[Baseline]:
-        """One length, chosen by the validation seeds; each of them where none are kept."""
-        total, chosen_on = self._history.train_steps, None
+        """The length that validation seeds choose, and the longest; all where none are kept.
+
+        Both, since either choice may be the poorer: the likelihood of few seeds may stop too early.
+        """
+        total, chosen = self._history.train_steps, None
         shares = self._setup.config.evaluation.sft_steps
         lengths = sorted({max(1, round(share * total)) for share in shares})
         if self._setup.validation is not None and len(lengths) > 1:
-            lengths, chosen_on = [self._chosen(lengths)], self._setup.n_validation
+            chosen = self._chosen(lengths)
+            lengths = sorted({chosen, lengths[-1]})
         for steps in lengths:
+            chosen_on = self._setup.n_validation if steps == chosen else None
             fitted = self._fitted(len(self._setup.task.seeds), steps)
             yield Baseline(
                 "sft", f"SFT, {steps} steps", fitted.trainable, steps=steps, chosen_on=chosen_on

@@ -132,12 +132,13 @@ class _Fits(NamedTuple):
 
 
 def _sft_fits(s: Setup) -> _Fits:
-    """Where validation seeds choose, all lengths are tried, and one is trained again, at most 1."""
+    """Where validation seeds choose, all lengths are tried, and two at most are trained again."""
     evaluation = s.config.evaluation
     lengths = evaluation.sft_steps if "sft" in evaluation.baselines else ()
     if s.validation is None or len(lengths) < 2:
         return _Fits(lengths, sum(lengths))
-    return _Fits((max(lengths),), sum(lengths) + max(lengths))
+    measured = tuple(sorted(lengths)[-2:])
+    return _Fits(measured, sum(lengths) + sum(measured))
 
 
 def _sampled(s: Setup) -> tuple[float, float]:

@@ -156,7 +156,7 @@ def _rates(summary: Summary, name: str, size: tuple[float, float]) -> str:
 
 
 def _topics(summary: Summary) -> str:
-    """The headline metric by topic: base, the chosen or best SFT, the last ISARA."""
+    """The headline metric by topic: base, SFT (chosen or best), the last ISARA."""
     name = table.metrics(summary)[0]
     which, best = next(iter(table.sft(summary).items()), ("", None))
     base = next(iter(table.rows(summary, "base")), None)

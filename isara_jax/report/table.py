@@ -148,22 +148,22 @@ def result(summary: Summary) -> Row | None:
 
 
 def sft(summary: Summary) -> dict[str, Row]:
-    """SFT rows worth naming: the one that validation seeds chose.
+    """SFT rows worth naming: the longest (equal compute), and the one that validation seeds chose.
 
-    Where none did, the best by the headline metric, and the longest (equal compute).
+    Where they chose none, the best by the headline metric.
     """
     name = next(iter(metrics(summary)), "")
     found = [r for r in rows(summary, "sft") if get(r, "metrics", name) is not None]
     if not found:
         return {}
-    if chosen := [row for row in found if row.get("chosen_on")]:
-        return {"chosen": chosen[0]}
-    sign = _sign(summary, name)
-    best = max(found, key=lambda r: sign * r["metrics"][name])
     longest = max(found, key=lambda r: r.get("steps") or 0)
     steps = sum(i.get("train_steps") or 0 for i in get(summary, "iterations") or [])
     equal = "equal compute" if (longest.get("steps") or 0) >= 0.99 * steps > 0 else "longest"
-    return {f"best, {equal}": best} if best is longest else {"best": best, equal: longest}
+    sign = _sign(summary, name)
+    which, first = "best", max(found, key=lambda r: sign * r["metrics"][name])
+    if chosen := [row for row in found if row.get("chosen_on")]:
+        which, first = "chosen", chosen[0]
+    return {f"{which}, {equal}": first} if first is longest else {which: first, equal: longest}
 
 
 def flattered(summary: Summary) -> str:
@@ -231,7 +231,8 @@ def verdict(summary: Summary) -> list[str]:
     others = []
     for which, row in sft(summary).items():
         how = which.replace("best", flattered(summary)) if flattered(summary) else which
-        others.append((label(row) + ("" if row.get("chosen_on") else f" ({how})"), row))
+        how = how.removeprefix("chosen").strip(", ")  # which the label says
+        others.append((label(row) + (f" ({how})" if how else ""), row))
     others += [(label(r), r) for method in _OTHERS for r in rows(summary, method)]
     relation = {1: "above it", -1: "below it", 0: "not clearly apart", None: "not comparable"}
     if higher_is_better(summary, name) is False:

@@ -88,9 +88,9 @@ def _group(
 def methods(r: Record) -> Rows:
     """A run's rows by method: `isara` is the last iteration, `isara_1` the first of several.
 
-    Where nothing has chosen the length of fine-tuning on the seeds, `sft_longest` is the longest
-    (with the default lengths as long as ISARA), and `sft_best` the best on the held-out questions
-    themselves.
+    Of fine-tuning on the seeds `sft_longest` is the longest (with the default lengths as long as
+    ISARA), and `sft` the one that validation seeds chose; where they chose none, `sft_best` is the
+    best on the held-out questions themselves.
     """
     metric, about = next(iter(r["headline"].items()))
     sign = -1 if about["higher_is_better"] is False else 1
@@ -98,12 +98,12 @@ def methods(r: Record) -> Rows:
     sft = sorted((row for row in rows if row["method"] == "sft"), key=lambda row: row["steps"])
     isara = [row for row in rows if row["method"] == ISARA]
     found = {row["method"]: row for row in rows if row["method"] not in ("sft", ISARA)}
-    if sft and sft[-1].get("chosen_on"):
-        found["sft"] = sft[-1]
-    elif sft:
+    if sft:
         values = [row["metrics"][metric] for row in sft]
         scores = [-math.inf if value is None else sign * value for value in values]
-        found["sft_longest"], found["sft_best"] = sft[-1], sft[int(np.argmax(scores))]
+        chosen = {"sft": row for row in sft if row.get("chosen_on")}
+        found |= chosen or {"sft_best": sft[int(np.argmax(scores))]}
+        found["sft_longest"] = sft[-1]
     ordered = {name: found[name] for name in _ORDER if name in found} | found
     ordered |= {f"{ISARA}_{row['iteration']}": row for row in isara[:-1]}
     return ordered | {ISARA: isara[-1]}

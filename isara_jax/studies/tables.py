@@ -15,7 +15,7 @@ _METHODS = {
     "icl_random": "ICL, random",
     "icl_fixed": "ICL, fixed",
     "icl_knn": "ICL-kNN",
-    "sft": "SFT",
+    "sft": "SFT, length chosen",
     "sft_longest": "SFT, longest",
     "sft_best": "SFT, best length (flattered)",
     "one_round": "one round",

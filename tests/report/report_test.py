@@ -239,7 +239,8 @@ def test_what_was_chosen_and_seen_is_told(show):
     said = " ".join(show(summary).split())
     assert "best of three, flattered: chosen on what is reported" in said
     assert "Kept:" not in said and "Leakage:" not in said
-    summary["rows"][1:4] = [_row("sft", 0.55, steps=240) | {"chosen_on": 8}]
+    chosen = _row("sft", 0.55, steps=240) | {"chosen_on": 8}
+    summary["rows"][1:4] = [chosen, _row("sft", 0.51, steps=480)]
     summary["rows"][1:1] = [_row("icl_random", 0.31), _row("one_round", 0.52, steps=90)]
     losses = {"validation": [1.2, 0.9, 1.1], "base": 0.8, "n": 8}
     summary["kept"] = {"iteration": 2, "last": 3} | losses
@@ -252,7 +253,7 @@ def test_what_was_chosen_and_seen_is_told(show):
     assert "flattered" not in said
     for words in (
         "SFT on the seeds, 240 steps, chosen on 8 of them: ", "One round, 90 steps: ",
-        "ICL-random: ",
+        "SFT on the seeds, 480 steps (equal compute): ", "ICL-random: ",
         "Kept: iteration 2, by its loss on 8 validation seeds, 0.900 nats a token; the last, "
         "iteration 3, has 1.100. The base model is lower than all: 0.800.",
         "near one of the 288 held-out ones (ROUGE-L of 0.7 or more): of 32 seeds 5 (0 identical); "

@@ -48,8 +48,13 @@ def test_of_several_sft_rows_the_longest_and_the_best(about, best):
     assert list(found) == ["sft_longest", "sft_best", "isara"]
     assert found["sft_longest"]["steps"] == 8
     assert found["sft_best"]["metrics"]["rate"] == best
-    chosen = analysis.methods(cell([rows[0] | {"chosen_on": 8}, row("isara", "1111", 1)]))
-    assert list(chosen) == ["sft", "isara"]
+    rows[1]["chosen_on"] = 8
+    chosen = analysis.methods(cell([*rows, row("isara", "1111", 1)]))
+    assert [(name, chosen[name]["steps"]) for name in chosen if name != "isara"] == [
+        ("sft", 2), ("sft_longest", 8)
+    ]  # fmt: skip
+    both = analysis.methods(cell([rows[0] | {"chosen_on": 8}, row("isara", "1111", 1)]))
+    assert both["sft"] is both["sft_longest"]
     alone = analysis.methods(cell([rows[0], row("isara", "1111", 1)]))
     assert list(alone) == ["sft_longest", "sft_best", "isara"]
 
