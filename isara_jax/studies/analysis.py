@@ -101,8 +101,8 @@ def methods(r: Record) -> Rows:
     if sft:
         values = [row["metrics"][metric] for row in sft]
         scores = [-math.inf if value is None else sign * value for value in values]
-        chosen = {"sft": row for row in sft if row.get("chosen_on")}
-        found |= chosen or {"sft_best": sft[int(np.argmax(scores))]}
+        chosen = [row for row in sft if row.get("chosen_on")]
+        found |= {"sft": chosen[0]} if chosen else {"sft_best": sft[int(np.argmax(scores))]}
         found["sft_longest"] = sft[-1]
     ordered = {name: found[name] for name in _ORDER if name in found} | found
     ordered |= {f"{ISARA}_{row['iteration']}": row for row in isara[:-1]}

@@ -13,7 +13,7 @@ from isara_jax.config import Config
 from isara_jax.formats import pretrained
 from isara_jax.host import fingerprint, lengths, setup
 from isara_jax.method.program import static
-from isara_jax.studies.grids import RANDOM_SEEDS, Level, Study
+from isara_jax.studies.grids import MOST_SEEDS, RANDOM_SEEDS, Level, Study
 from isara_jax.text import packing
 
 Labels = dict[str, str | int]
@@ -45,10 +45,9 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its folder."""
-        *others, seed = map(str, self.labels.values())
-        parts = [re.sub(r"[^\w.]+", "_", part) for part in others]
-        return "-".join([*parts, f"seed{seed}", self.digest])
+        """Of its folder: equal runs of several studies are one."""
+        parts = [re.sub(r"[^\w.]+", "_", str(self.labels[name])) for name in ("domain", "model")]
+        return "-".join([*parts, f"seed{self.labels['seed']}", self.digest])
 
 
 def changed(values: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> Config:
@@ -100,14 +99,18 @@ def _of_base(study: Study, base: Base, n_seeds: int) -> Iterable[Cell]:
 
 
 def _at(study: Study, base: Base, level: Level, seed: int) -> Config:
-    return changed(base.values, {**study.changes, **level.changes, "seed": seed})
+    c = changed(base.values, {**study.changes, **level.changes, "seed": seed})
+    if c.task.seeds or c.task.n_seeds:
+        return c
+    return dataclasses.replace(c, task=dataclasses.replace(c.task, n_seeds=setup.BUNDLED_SEEDS))
 
 
 def with_common_lengths(configs: Sequence[Config], data_dir: pathlib.Path) -> list[Config]:
     """The configurations with lengths that suit every cell of a domain and model.
 
     Lengths follow from the seeds that are drawn (`host.lengths`), so that each random seed would be
-    a program of its own, and one number of seeds would have more room than another.
+    a program of its own, and one number of seeds would have more room than another. Bundled domains
+    have room for `MOST_SEEDS` in every study, so that what two studies ask for is run once.
 
     Raises:
       ValueError: seeds or model are unusable.
@@ -115,9 +118,12 @@ def with_common_lengths(configs: Sequence[Config], data_dir: pathlib.Path) -> li
     groups: dict[Any, list[lengths.Encoded]] = {}
     encoded: dict[Any, lengths.Encoded] = {}
     for c in configs:
-        what = (_group(c), c.seed, c.task, c.question.max_tokens, c.answer.max_tokens)
+        task = c.task
+        if not (task.seeds or task.topics):
+            task = dataclasses.replace(task, n_seeds=max(task.n_seeds, MOST_SEEDS))
+        what = (_group(c), c.seed, task, c.question.max_tokens, c.answer.max_tokens)
         if what not in encoded:
-            encoded[what] = _encode(c, data_dir)
+            encoded[what] = _encode(dataclasses.replace(c, task=task), data_dir)
             groups.setdefault(_group(c), []).append(encoded[what])
     return [_longest(c, groups[_group(c)]) for c in configs]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from isara_jax.tasks import world
 
-RANDOM_SEEDS = 5
+RANDOM_SEEDS, MOST_SEEDS = 5, 64
 # Where levels are compared with each other, the baselines would only be measured again.
 _ISARA_ALONE = {"evaluation.baselines": ()}
 Plot = Literal["dots", "curves", "iterations"]
@@ -62,7 +62,7 @@ _ALL = (
         name="seeds",
         claim="ISARA's lead over the baselines depends on how many seeds there are.",
         axis="seeds",
-        levels=tuple(Level(str(n), {"task.n_seeds": n}) for n in (4, 8, 16, 32, 64)),
+        levels=tuple(Level(str(n), {"task.n_seeds": n}) for n in (4, 8, 16, 32, MOST_SEEDS)),
         plot="curves",
     ),
     Study(

@@ -2,7 +2,7 @@
 
 | key | holds |
 |---|---|
-| `labels` | of the cell |
+| `labels` | of the cell, from the study that reads it |
 | `config` | the configuration's hash |
 | `n_seeds` | how many seeds there were |
 | `items` | a hash of the held-out items: equal ones can be compared item by item |
@@ -57,7 +57,6 @@ def of_run(cell: Cell, folder: pathlib.Path, seconds: float) -> Record:
     shares = {name for row in summary["rows"] for name in row["counts"]}
     told = {_where(row): row for row in summary["rows"]}
     return {
-        "labels": cell.labels,
         "config": cell.digest,
         "n_seeds": summary["n_seeds"],
         "items": hashlib.sha256(data["held-out items"].encode()).hexdigest()[:8],

@@ -19,8 +19,10 @@ _RECORD = "cell.json"
 
 def finished(cells: Sequence[Cell], folder: pathlib.Path) -> list[Record]:
     """The records of the cells that have been run, in the cells' order."""
-    paths = [folder / cell.name / _RECORD for cell in cells]
-    return [storage.read_json(path) for path in paths if path.exists()]
+    paths = [(cell, folder / cell.name / _RECORD) for cell in cells]
+    return [
+        storage.read_json(path) | {"labels": cell.labels} for cell, path in paths if path.exists()
+    ]
 
 
 def run_all(
