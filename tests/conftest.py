@@ -25,7 +25,12 @@ from tests import words
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory):
     """A Hugging Face directory: two random layers under the bundled tokenizer."""
-    folder = tmp_path_factory.mktemp("random_model")
+    return write_random_model(tmp_path_factory.mktemp("random_model"))
+
+
+def write_random_model(folder):
+    """Writes it."""
+    folder.mkdir(exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(pretrained.BUNDLED["tiny_llama"] / name, folder)
     network = llama.LlamaConfig(

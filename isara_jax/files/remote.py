@@ -32,6 +32,7 @@ _VERSIONS = (
 # Orbax writes checkpoints there itself, from all processes; elsewhere they are mirrored.
 _NATIVE = "gs://"
 _MIRRORED = "mirrored.txt"  # in a mirrored checkpoint, the file that comes last and goes first
+CHECKPOINTS = ("checkpoints", "stages")
 _LAST = "summary.json"  # says that a run is finished, and all of it is there
 
 
@@ -310,7 +311,7 @@ class Workdir:
     Attributes:
       local: the folder that is written.
       url: what it is mirrored to; None where the folder itself is the place.
-      checkpoints: where Orbax writes.
+      orbax: where Orbax writes its folders of checkpoints (`CHECKPOINTS`).
       mirrors_checkpoints: whether `keep_checkpoints` must follow it.
     """
 
@@ -318,7 +319,7 @@ class Workdir:
         self.local, self.url, self._first = local, url, first
         native = url is not None and url.text.startswith(_NATIVE)
         self.mirrors_checkpoints = url is not None and not native
-        self.checkpoints = str(url if native else local.absolute()) + "/checkpoints"
+        self.orbax = str(url if native else local.absolute())
         self._kept: dict[str, tuple[int, int]] = {}
 
     def __str__(self) -> str:
@@ -349,15 +350,15 @@ class Workdir:
     def _names(self) -> Iterator[str]:
         for file in self.local.rglob("*"):
             name = file.relative_to(self.local)
-            elsewhere = name.parts[0] in ("checkpoints", "data")
+            elsewhere = name.parts[0] in (*CHECKPOINTS, "data")
             hidden = any(part.startswith(".") for part in name.parts)
             if not elsewhere and not hidden and file.is_file():
                 yield name.as_posix()
 
-    def keep_checkpoints(self) -> None:
-        """Mirrors the checkpoints."""
+    def keep_checkpoints(self, name: str) -> None:
+        """Mirrors a folder of checkpoints."""
         assert self.url is not None
-        folder, there = self.local / "checkpoints", self.url / "checkpoints"
+        folder, there = self.local / name, self.url / name
         here = {step.name for step in folder.iterdir() if step.name.isdigit()}
         whole = _whole(there)
         for step in sorted(here - whole):
@@ -401,15 +402,16 @@ def workdir(name: str | pathlib.Path, process: int = 0, n_processes: int = 1) ->
             )
         _fetch(place, found.local)
         if found.mirrors_checkpoints:
-            _fetch_newest(place / "checkpoints", found.local / "checkpoints")
+            for folder in CHECKPOINTS:
+                _fetch_whole(place / folder, found.local / folder)
         if process == 0 and not (found.local / _LAST).exists():
             place.check_writable()
         yield found
 
 
-def _fetch_newest(checkpoints: Url, target: pathlib.Path) -> None:
-    """Copies the newest whole checkpoint, if there is one."""
-    newest = max(_whole(checkpoints), key=int, default="none")
-    for name in (checkpoints / newest).tree():
-        if name != _MIRRORED:
-            (checkpoints / newest / name).download(target / newest / name)
+def _fetch_whole(checkpoints: Url, target: pathlib.Path) -> None:
+    """Copies the whole checkpoints, which are few."""
+    for step in _whole(checkpoints):
+        for name in (checkpoints / step).tree():
+            if name != _MIRRORED:
+                (checkpoints / step / name).download(target / step / name)

@@ -17,6 +17,7 @@ import numpy as np
 from isara_jax.devices import mesh
 from isara_jax.evaluate import answers
 from isara_jax.host import validation
+from isara_jax.host.checkpoint import Stages
 from isara_jax.host.executables import Executables
 from isara_jax.host.history import History
 from isara_jax.host.setup import Setup
@@ -58,18 +59,20 @@ class Baselines:
 
     def __init__(
         self, setup: Setup, exe: Executables, progress: Progress, history: History,
-        workdir: pathlib.Path,
+        stages: Stages, workdir: pathlib.Path,
     ) -> None:  # fmt: skip
         self._setup, self._exe, self._progress = setup, exe, progress
-        self._history, self._workdir = history, workdir
+        self._history, self._stages, self._workdir = history, stages, workdir
 
     def __call__(self) -> Iterator[Baseline]:
-        """Trains one after the other, so that one is held at a time."""
+        """Those without a row; trained one after the other, so that one is held at a time."""
         asked = self._setup.config.evaluation.baselines
-        yield from (self._in_context(method) for method in _SHOWN if method in asked)
+        for method in _SHOWN:
+            if method in asked and not self._history.has(method):
+                yield self._in_context(method)
         if "sft" in asked:
             yield from self._sft()
-        if "one_round" in asked:
+        if "one_round" in asked and "one_round" not in self._history.data:
             yield self._one_round()
 
     def _fresh(self) -> State:
@@ -99,6 +102,8 @@ class Baselines:
             chosen = self._chosen(lengths)
             lengths = sorted({chosen, lengths[-1]})
         for steps in lengths:
+            if self._history.has("sft", steps=steps):
+                continue
             chosen_on = self._setup.n_validation if steps == chosen else None
             fitted = self._fitted(len(self._setup.task.seeds), steps)
             yield Baseline(
@@ -107,6 +112,8 @@ class Baselines:
 
     def _chosen(self, lengths: list[int]) -> int:
         """The length of the lowest validation loss after training on the other seeds."""
+        if "sft" in self._history.data:
+            return self._history.data["sft"]["chosen"]
         others, losses = len(self._setup.task.seeds) - self._setup.n_validation, []
         for steps in lengths:
             fitted = self._fitted(others, steps)
@@ -122,7 +129,9 @@ class Baselines:
 
     def _fitted(self, n: int, steps: int) -> train.Fit:
         self._progress.lap("host")
-        fitted = self._exe.fine_tune_on_seeds(self._fresh(), self._place(n), self._place(steps))
+        keep = self._stages.under(f"SFT on {n} seeds, {steps} steps")
+        place = self._place
+        fitted = self._exe.fine_tune_on_seeds(self._fresh(), place(n), place(steps), keep)
         jax.block_until_ready(fitted)
         self._progress.lap("baseline_train")
         return fitted
@@ -142,7 +151,8 @@ class Baselines:
         with self._progress.under("one_round"):
             for part in range(1, parts + 1):
                 self._progress.say(f"  One round, part {part} of {parts}")
-                state, report = self._exe.step(state, self._hyper(last=part == parts))
+                keep = self._stages.under(f"one round, part {part} of {parts}")
+                state, report = self._exe.step(state, self._hyper(last=part == parts), keep=keep)
                 jax.effects_barrier()  # every stage has been heard of
                 reports.append(jax.device_get(report))
         entry: dict[str, Any] = self._history.record_round(reports, self._workdir)

@@ -24,6 +24,15 @@ from isara_jax.sampler import sampling
 from isara_jax.sampler.decode import Generation
 from isara_jax.text import packing
 
+# Given a stage's name, what computes its result and the shapes of that: the result, or that kept.
+Keep = Callable[[str, Callable[[], Any], Callable[[], Any]], Any]
+
+
+def keep_nothing(stage: str, compute: Callable[[], Any], like: Callable[[], Any]) -> Any:
+    """Computes the result of a stage, and keeps it nowhere."""
+    del stage, like
+    return compute()
+
 
 class Shared:
     """What runs in one process, one after the other, have in common: what is compiled already.
@@ -158,19 +167,48 @@ class Executables:
         function = functools.partial(iteration.isara_step, self.program)
         return self._get("isara_step", function, self.inputs, state, donate=1)
 
-    def step(self, state: State, hyper: Hyper | None = None) -> tuple[State, Report]:
-        """One iteration, with other hyper-parameters if given; `state` is given away."""
+    def step(
+        self, state: State, hyper: Hyper | None = None, keep: Keep = keep_nothing
+    ) -> tuple[State, Report]:
+        """One iteration.
+
+        Args:
+          state: it is given away.
+          hyper: hyper-parameters, if they are others.
+          keep: keeps the results of the stages in staged execution, that of the whole in fused.
+        """
         inputs = self.inputs if hyper is None else self.inputs._replace(hyper=hyper)
+        function = functools.partial(iteration.isara_step, self.program)
         if self.program.config.execution == "fused":
-            return self.compiled_step(state)(inputs, state)
-        return iteration.isara_step(self.program, inputs, state, self._stage)
+            return keep(
+                "iteration",
+                lambda: self.compiled_step(state)(inputs, state),
+                lambda: self._shapes(function, inputs, state),
+            )
+        return function(inputs, state, functools.partial(self._stage, keep))
 
-    def _stage(self, name: str, stage: iteration.Stage) -> iteration.Stage:
-        return lambda program, *args: self._call(f"stage_{name}", stage, *args)
+    def _stage(self, keep: Keep, name: str, stage: iteration.Stage) -> iteration.Stage:
+        return lambda program, *args: self._kept(keep, name, f"stage_{name}", stage, *args)
 
-    def fine_tune_on_seeds(self, start: State, n: jax.Array, steps: jax.Array) -> train.Fit:
+    def fine_tune_on_seeds(
+        self, start: State, n: jax.Array, steps: jax.Array, keep: Keep = keep_nothing
+    ) -> train.Fit:
         """The SFT baseline on n seeds, from the state before the first iteration."""
-        return self._call("sft", fine_tune_on_seeds, self.inputs, start, n, steps)
+        return self._kept(keep, "train", "sft", fine_tune_on_seeds, self.inputs, start, n, steps)
+
+    def _kept(self, keep: Keep, stage: str, name: str, function: Callable, *args: Any) -> Any:
+        bound = functools.partial(function, self.program)
+        return keep(
+            stage, lambda: self.call(name, bound, *args), lambda: self._shapes(bound, *args)
+        )
+
+    def _shapes(self, function: Callable, *args: Any) -> Any:
+        """What `function(*args)` will look like, and lie where."""
+        abstract = jax.eval_shape(function, *args)
+        return jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            abstract, self.placed(abstract),
+        )  # fmt: skip
 
     def answer(
         self, trainable: lora.Trainable, held_out: answers.Questions,

@@ -20,6 +20,8 @@ from isara_jax.sampler import spelling
 from isara_jax.tasks.base import Item
 from isara_jax.text import stops
 
+_OURS = ("base", "isara")  # all others are baselines
+
 
 def name_of(where: Mapping[str, Any]) -> str:
     """What the files of a row of the table are called, without their suffix."""
@@ -47,6 +49,34 @@ class History:
             "seconds": {},
             "tokens": dict.fromkeys(("questions", "answers", "train", "prompts"), 0),
         }
+
+    def restore(self, data: dict[str, Any]) -> None:
+        """Takes what was kept of this run; of one with fewer iterations not the baselines.
+
+        Their compute follows from the iterations.
+        """
+        self.data = data
+        if len(data["iterations"]) < self._setup.config.iterations:
+            self.data["rows"] = [
+                row for row in data["rows"] if row["method"] not in config.BASELINES
+            ]
+            for name in ("sft", "one_round"):
+                self.data.pop(name, None)
+
+    def has(self, method: str, iteration: int | None = None, steps: int | None = None) -> bool:
+        """Whether a row of the table is there."""
+        wanted = (method, iteration, steps)
+        return any(
+            (row["method"], row["iteration"], row["steps"]) == wanted for row in self.data["rows"]
+        )
+
+    @property
+    def measured(self) -> int:
+        """The last iteration that has its row; 0: the base model, -1: nothing is measured."""
+        return max(
+            (row["iteration"] or 0 for row in self.data["rows"] if row["method"] in _OURS),
+            default=-1,
+        )
 
     @property
     def train_steps(self) -> int:
@@ -114,7 +144,7 @@ class History:
           more: fields of the row that are no part of its files' names.
         """
         self.data["rows"].append(where | {"n": len(self._setup.task.items)} | more | scored.row)
-        if where["method"] in ("base", "isara"):
+        if where["method"] in _OURS:
             self.data["before" if where["method"] == "base" else "after"] = scored.examples
         name = name_of(where)
         if scored.answers:

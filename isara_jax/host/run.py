@@ -13,16 +13,26 @@ import numpy as np
 from isara_jax import config
 from isara_jax.devices import processes
 from isara_jax.files import remote, storage
-from isara_jax.host import checkpoint, forecast, metrics, results, same_run, validation
+from isara_jax.host import (
+    checkpoint,
+    forecast,
+    integrity,
+    metrics,
+    results,
+    same_run,
+    validation,
+)  # fmt: skip
 from isara_jax.host.baselines import Baselines
 from isara_jax.host.cache_check import WORST_DIVERGENCE
-from isara_jax.host.executables import Executables, Shared
+from isara_jax.host.executables import Executables, Shared, keep_nothing
 from isara_jax.host.held_out import HeldOut
 from isara_jax.host.history import History
 from isara_jax.host.setup import Setup, prepare
 from isara_jax.method.state import Pool, State
 from isara_jax.models import lora
 from isara_jax.report import html, table
+
+_HISTORY = "history.json"
 
 
 def run(
@@ -50,12 +60,16 @@ def run(
         same_run.check(setup, place)
         processes.check_same(json.dumps(same_run.record(setup)))
         if place.url is None:
-            processes.check_shared(pathlib.Path(place.checkpoints))
+            processes.check_shared(pathlib.Path(place.orbax))
         progress.expect("questions", c.samples_per_iteration)
         progress.expect("answers", c.samples_per_iteration)
         place.local.mkdir(parents=True, exist_ok=True)
-        with checkpoint.Checkpoints(place) as checkpoints, jax.transfer_guard("disallow"):
-            return _Run(setup, place, shared, checkpoints).to_the_end()
+        with (
+            checkpoint.Checkpoints(place) as checkpoints,
+            checkpoint.Stages(place) as stages,
+            jax.transfer_guard("disallow"),
+        ):
+            return _Run(setup, place, shared, checkpoints, stages).to_the_end()
 
 
 @contextlib.contextmanager
@@ -70,8 +84,8 @@ def _own_folder(workdir: str | pathlib.Path) -> Iterator[remote.Workdir]:
             return
         with storage.scratch() as scratch:
             own = remote.Workdir(scratch)
-            own.checkpoints = place.checkpoints
-            for name in ("config.json", "summary.json"):  # which say what was done before
+            own.orbax = place.orbax
+            for name in ("config.json", _HISTORY, "summary.json"):  # what was done before
                 if (place.local / name).exists():
                     shutil.copy(place.local / name, scratch)
             yield own
@@ -80,17 +94,19 @@ def _own_folder(workdir: str | pathlib.Path) -> Iterator[remote.Workdir]:
 class _Run:
     """A run in progress.
 
-    `setup` is its plan, and never changes. What changes, and is kept with every checkpoint, is the
-    state that `_iterate` hands on (adapter, pool), and `history` (what the host knows). The rest
-    serves: `exe` computes, `held_out` measures, `progress` tells, `place` and `checkpoints` keep.
+    `setup` is its plan, and never changes. What changes is the state that `_iterate` hands on
+    (adapter, pool), kept in `checkpoints` as soon as an iteration has ended, and `history` (what
+    the host knows), kept there and, after every row of the table, in `history.json`; `stages` keeps
+    what is on the way to either. So a run that is interrupted repeats at most one stage. The rest
+    serves: `exe` computes, `held_out` measures, `progress` tells.
     """
 
     def __init__(
         self, setup: Setup, place: remote.Workdir, shared: Shared,
-        checkpoints: checkpoint.Checkpoints,
+        checkpoints: checkpoint.Checkpoints, stages: checkpoint.Stages,
     ) -> None:  # fmt: skip
         self.setup, self.place, self.workdir = setup, place, place.local
-        self.progress, self.checkpoints = shared.progress, checkpoints
+        self.progress, self.checkpoints, self.stages = shared.progress, checkpoints, stages
         self.exe = Executables(setup.program, setup.inputs, shared)
         self.history = History(setup)
 
@@ -108,10 +124,10 @@ class _Run:
             return summary
         self.progress.say(forecast.describe(self.setup, self.place, done))
         self.progress.say("\nCompiling")
-        state = self._initial_state(done)
+        state = self._initial_state()
         storage.write_json(self.workdir / "config.json", same_run.record(self.setup))
         self.place.keep()
-        with metrics.MetricWriter(self.workdir, -1 if done is None else done) as writer:
+        with metrics.MetricWriter(self.workdir, self.history.measured) as writer:
             state = self._iterate(state, writer)
         if self.setup.config.keep == "last":
             self._export(state)
@@ -126,26 +142,36 @@ class _Run:
 
     def _finished(self) -> dict[str, Any] | None:
         """The summary of a run of so many iterations; that of one with fewer is not its end."""
-        path = self.workdir / "summary.json"
-        summary = storage.read_json(path, ours=True) if path.exists() else None
-        if summary and summary["config"]["iterations"] != self.setup.config.iterations:
+        path, result = self.workdir / "summary.json", results.folder(self.setup.config)
+        if not (path.exists() and (self.place / result).exists()):
             return None
-        return summary
+        try:
+            summary = storage.read_json(path, ours=True)
+        except config.UserError as error:
+            processes.say_once(f"{error}; it is written anew")
+            return None
+        same = summary["config"]["iterations"] == self.setup.config.iterations
+        return summary if same else None
 
-    def _initial_state(self, done: int | None) -> State:
+    def _initial_state(self) -> State:
         state = self.exe.start(self.setup.pool)
         # A pool of its own: the state's is given to the iterations.
         seeds = self._fresh().pool
         self.held_out = HeldOut(self.setup, self.exe, seeds)
         if self.setup.config.kv_cache == "int8":
             self._check_cache(seeds)
-        if done is not None:
-            state = self.checkpoints.restore_state(state)
-            self.history.data = self.checkpoints.restore_host()
+        found = self.checkpoints.restore(state)
+        kept = self._kept(found.step if found else 0) or (found and found.host)
+        if kept:
+            same_run.compare(self.setup, self.place, kept["run"])
+            self.history.restore(kept["history"])
             self.progress.seconds.update(self.history.data["seconds"])
-            if self.setup.config.keep == "best":
-                self._export_if_best(state)
-        return state
+        return found.state if found else state
+
+    def _kept(self, done: int) -> dict[str, Any] | None:
+        """What `history.json` has, if it is of so many iterations: it may know of later rows."""
+        kept = integrity.read(self.workdir / _HISTORY, "what it knew is measured again")
+        return kept if kept and len(kept["history"]["iterations"]) == done else None
 
     def _check_cache(self, seeds: Pool) -> None:
         """Raises `config.UserError` where 8 bits are too few for this model's keys and values."""
@@ -167,27 +193,55 @@ class _Run:
             measured = self._validated(None)
             self.history.data["base"] = measured
             writer.write(0, rates | measured)
-        if int(jax.device_get(state.step)) < self.setup.config.iterations:
+            self._note()
+        done, wanted = int(jax.device_get(state.step)), self.setup.config.iterations
+        if done < wanted:
             self.exe.compile_step(state)
         self.progress.say(f"  compiled, {self.exe.seconds:.0f} s in all")
-        for number in range(int(jax.device_get(state.step)) + 1, self.setup.config.iterations + 1):
-            self.progress.say(f"\nIteration {number} of {self.setup.config.iterations}")
-            state, report = self.exe.step(state)
-            jax.effects_barrier()  # every stage has been heard of
-            entry = self.history.record(number, jax.device_get(report), self.workdir)
-            self._tell(entry)
-            rates = self._evaluate("isara", "after it", state.trainable, iteration=number)
-            measured = self._validated(state.trainable)
-            self.history.data["iterations"][-1] |= measured
-            reasons = {f"reason/{name}": count for name, count in entry["reasons"].items()}
-            numbers = {k: v for k, v in entry.items() if isinstance(v, (int, float))}
-            writer.write(number, rates | reasons | numbers | measured)
-            self.history.data["seconds"] = dict(self.progress.seconds)
-            self.place.keep()  # before the checkpoint, which vouches for it
-            self.checkpoints.save(number, state, self.history.data)
+        for number in range(max(done, 1), wanted + 1):
+            if number > done:
+                state = self._step(state, number)
+            if not self.history.has("isara", number):
+                self._measure(state.trainable, number, writer)
             if self.setup.config.keep == "best":
                 self._export_if_best(state)
         return state
+
+    def _step(self, state: State, number: int) -> State:
+        """An iteration; it is kept before it is measured."""
+        self.progress.say(f"\nIteration {number} of {self.setup.config.iterations}")
+        fused = self.setup.config.execution == "fused"  # the checkpoint follows at once
+        keep = keep_nothing if fused else self.stages.under(f"iteration {number}")
+        state, report = self.exe.step(state, keep=keep)
+        jax.effects_barrier()  # every stage has been heard of
+        self._tell(self.history.record(number, jax.device_get(report), self.workdir))
+        self.place.keep()  # before the checkpoint, which vouches for it
+        self.checkpoints.save(number, state, self._host())
+        return state
+
+    def _measure(
+        self, trainable: lora.Trainable, number: int, writer: metrics.MetricWriter
+    ) -> None:
+        entry = self.history.data["iterations"][number - 1]
+        reasons = {f"reason/{name}": count for name, count in entry["reasons"].items()}
+        numbers = {k: v for k, v in entry.items() if isinstance(v, (int, float))}
+        rates = self._evaluate("isara", "after it", trainable, iteration=number)
+        measured = self._validated(trainable)
+        writer.write(number, rates | reasons | numbers | measured)
+        entry |= measured
+        self._note()
+
+    def _host(self) -> dict[str, Any]:
+        """What the host knows, for a restart."""
+        self.history.data["seconds"] = dict(self.progress.seconds)
+        return {"run": same_run.record(self.setup), "history": self.history.data}
+
+    def _note(self) -> None:
+        """Keeps what the host knows; what has led to it is no longer needed."""
+        self.checkpoints.wait()  # so that the host knows of no iteration that is not kept
+        storage.write_json(self.workdir / _HISTORY, integrity.sealed(self._host()))
+        self.place.keep()
+        self.stages.clear()
 
     def _validated(self, trainable: lora.Trainable | None) -> dict[str, float]:
         """A model's `validation_loss`, where an iteration is chosen by it; None: the base model."""
@@ -244,9 +298,12 @@ class _Run:
 
     def _baselines(self) -> None:
         self.progress.say("\nBaselines")
-        found = Baselines(self.setup, self.exe, self.progress, self.history, self.workdir)
+        found = Baselines(
+            self.setup, self.exe, self.progress, self.history, self.stages, self.workdir
+        )
         for baseline in found():
             self._evaluate(*baseline)
+            self._note()
 
     def _conclude(self) -> dict[str, Any]:
         """Writes the report and the summary, and shows the table."""

@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from isara_jax import config
+from isara_jax.devices import processes
 from isara_jax.files import remote, storage
 from isara_jax.formats import weights
 from isara_jax.host import fingerprint
@@ -35,11 +36,24 @@ def record(setup: Setup) -> dict[str, Any]:
 
 
 def check(setup: Setup, place: remote.Workdir) -> None:
-    """Raises `config.ConfigError` where `place` holds a run with other data or configuration."""
+    """Raises `config.ConfigError` where `place` holds a run with other data or configuration.
+
+    A `config.json` that is missing or damaged is written anew: what is kept for a restart has what
+    it says, too, and is compared when it is read.
+    """
     path = place.local / "config.json"
-    if not path.exists():
+    try:
+        recorded = storage.read_json(path, ours=True)
+    except config.UserError as error:
+        if path.exists():
+            processes.say_once(f"{error}; it is written anew")
         return
-    fields = storage.read_json(path, ours=True)
+    compare(setup, place, recorded)
+
+
+def compare(setup: Setup, place: remote.Workdir, recorded: dict[str, Any]) -> None:
+    """Raises `config.ConfigError` where `record`, as it was kept, is of another run."""
+    fields = dict(recorded)
     data = fields.pop("data", None)
     other_data = not fingerprint.agrees(data, setup.data)
     known = config.to_dict(config.resolve(ml_collections.ConfigDict(fields)))  # newer fields too

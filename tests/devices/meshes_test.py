@@ -71,7 +71,7 @@ class Run:
         state, reports = self.exe.start(self.begin), []
         if place is not None:
             with checkpoint.Checkpoints(place) as saved:
-                state = saved.restore_state(state)
+                state = saved.restore(state).state
         for number in range(int(jax.device_get(state.step)), 2):
             with jax.transfer_guard("disallow"):
                 state, report = self.exe.step(state)

@@ -97,14 +97,15 @@ with processes.joined(coordinator, 2, int(number)):
     exe = Executables(s.program, s.inputs)
     place, guard = remote.Workdir(folder / "lora"), jax.transfer_guard("disallow")
     with checkpoint.Checkpoints(place) as checkpoints, guard:
-        assert checkpoints.restore_host() == {"saved by": "one process"}
-        state, report = exe.step(checkpoints.restore_state(exe.start(s.seeds)))
+        step, state, host = checkpoints.restore(exe.start(s.seeds))
+        assert (step, host) == (1, {"saved by": "one process"})
+        state, report = exe.step(state)
         jax.block_until_ready(state)
         assert len(searched) == (number == "0")  # ScaNN is asked once in all
         checkpoints.save(2, state, {"saved by": "two processes"})
     place, guard = remote.Workdir(folder / "full"), jax.transfer_guard("disallow")
     with checkpoint.Checkpoints(place) as checkpoints, guard:
-        found = checkpoints.restore_state(state._replace(trainable=base))
+        found = checkpoints.restore(state._replace(trainable=base)).state
         for ours, theirs in zip(*map(jax.tree.leaves, (found.trainable, base)), strict=True):
             for a, b in zip(ours.addressable_shards, theirs.addressable_shards, strict=True):
                 np.testing.assert_array_equal(jax.device_get(a.data), jax.device_get(b.data))
@@ -134,16 +135,12 @@ def test_two_processes_continue_what_one_began_and_one_what_two_did(model, tmp_p
         for part in ("question", "answer"):
             np.testing.assert_array_equal(theirs[part], getattr(report, part).tokens)
     with checkpoint.Checkpoints(remote.Workdir(tmp_path / "lora")) as checkpoints:
-        assert (checkpoints.latest, checkpoints.restore_host()) == (
-            2,
-            {"saved by": "two processes"},
-        )
-        found = checkpoints.restore_state(state)
+        step, found, host = checkpoints.restore(state)
+    assert (step, host) == (2, {"saved by": "two processes"})
     assert adapter_distance(found.trainable, state.trainable) < 1e-4
     jax.tree.map(np.testing.assert_array_equal, found.pool.pairs, state.pool.pairs)
     with checkpoint.Checkpoints(remote.Workdir(tmp_path / "full")) as checkpoints:
-        assert checkpoints.latest == 2
-        found = checkpoints.restore_state(state._replace(trainable=whole)).trainable
+        found = checkpoints.restore(state._replace(trainable=whole)).state.trainable
     jax.tree.map(np.testing.assert_array_equal, found, whole)
 
     exported = safetensors.numpy.load_file(tmp_path / "model_0" / "model.safetensors")

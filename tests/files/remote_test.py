@@ -219,18 +219,18 @@ def test_half_a_checkpoint_is_none(store, monkeypatch):
 
     with remote.workdir(url) as place:
         write(place, "9", (*names, "a"))
-        place.keep_checkpoints()
+        place.keep_checkpoints("checkpoints")
         write(place, "10", (*names, "a"))
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(remote.Url, "upload", dies)
-            place.keep_checkpoints()
+            place.keep_checkpoints("checkpoints")
     assert store.exists("/bucket/run/checkpoints/10/a")
     with remote.workdir(url) as place:
         found = [p for p in (place.local / "checkpoints").rglob("*") if p.is_file()]
         assert {p.read_text() for p in found} == {f"9 {name}" for name in (*names, "a")}
         write(place, "10", (*names, "b"))
         (place.local / "checkpoints" / "9").rename(place.local / "gone")
-        place.keep_checkpoints()
+        place.keep_checkpoints("checkpoints")
     assert set(store.find("/bucket/run/checkpoints")) == {
         f"/bucket/run/checkpoints/10/{name}" for name in (*names, "b", "mirrored.txt")
     }
@@ -272,11 +272,11 @@ def test_a_run_elsewhere_is_continued_as_one_here(
     c = config.resolve(small(model, task__seeds="memory://bucket/seeds.jsonl", **changes))
     step, calls = Executables.step, []
 
-    def dies(self, state):
+    def dies(self, state, **keep):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return step(self, state)
+        return step(self, state, **keep)
 
     monkeypatch.setattr(Executables, "step", dies)
     url = "memory://bucket/runs/sums"

@@ -113,8 +113,8 @@ def test_the_length_of_sft_is_chosen_by_seeds(random_model, tmp_path, monkeypatc
     """Every length on the other seeds, one of them on all; the held-out items are not asked."""
     tried, fine_tune = [], Executables.fine_tune_on_seeds
 
-    def spied(self, start, n, steps):
-        fit = fine_tune(self, start, n, steps)
+    def spied(self, start, n, steps, keep):
+        fit = fine_tune(self, start, n, steps, keep)
         tried.append((int(jax.device_get(n)), int(jax.device_get(steps))))
         return fit
 
@@ -151,9 +151,9 @@ def test_one_round_is_one_iteration_with_all_samples(
     """
     calls, step = [], Executables.step
 
-    def spied(self, state, hyper=None):
+    def spied(self, state, hyper=None, **keep):
         before = jax.device_get(state.trainable)
-        result = step(self, state, hyper)
+        result = step(self, state, hyper, **keep)
         calls.append((hyper is not None, before, *jax.device_get(result)))
         return result
 
@@ -261,9 +261,9 @@ def dies_at(call, function):
     """`function`, interrupted the n-th time it is called."""
     calls = itertools.count(1)
 
-    def dying(*args):
+    def dying(*args, **named):
         if next(calls) == call:
             raise KeyboardInterrupt
-        return function(*args)
+        return function(*args, **named)
 
     return dying

@@ -131,11 +131,11 @@ def test_an_interrupted_run_continues_where_it_stopped(whole, tmp_path, monkeypa
     c, uninterrupted, summary = whole
     step, calls = Executables.step, []
 
-    def dies(self, state):
+    def dies(self, state, **keep):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return step(self, state)
+        return step(self, state, **keep)
 
     monkeypatch.setattr(Executables, "step", dies)
     with pytest.raises(KeyboardInterrupt):
