@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 from isara_jax import config
 from isara_jax.shell import endings
 
+_UNFINISHED = re.compile(r"\..+\.\w+\.tmp")
 _LONGEST_CHAIN = 40  # of links, as the kernel has it
 
 
@@ -72,9 +74,15 @@ def _removed(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
 def atomic_write(path: pathlib.Path, data: bytes) -> None:
     """Writes a file so that readers see the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # as `_UNFINISHED` has it
     temporary.write_bytes(data)
     temporary.replace(path)
+
+
+def sweep(folder: pathlib.Path) -> None:
+    """Removes what killed processes have left unfinished in a folder that nobody writes in."""
+    for path in [p for p in folder.rglob(".*") if _UNFINISHED.fullmatch(p.name)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
@@ -204,7 +212,9 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         raise config.UserError(f"{path}: exists already; choose another folder, or delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
     # A sibling, because a rename is atomic within one file system only.
-    temporary = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = pathlib.Path(
+        tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    )
     try:
         temporary.chmod(0o755)
         with _removed(temporary):

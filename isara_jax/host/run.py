@@ -64,6 +64,7 @@ def run(
         progress.expect("questions", c.samples_per_iteration)
         progress.expect("answers", c.samples_per_iteration)
         place.local.mkdir(parents=True, exist_ok=True)
+        storage.sweep(place.local)
         with (
             checkpoint.Checkpoints(place) as checkpoints,
             checkpoint.Stages(place) as stages,
@@ -143,7 +144,8 @@ class _Run:
     def _finished(self) -> dict[str, Any] | None:
         """The summary of a run of so many iterations; that of one with fewer is not its end."""
         path, result = self.workdir / "summary.json", results.folder(self.setup.config)
-        if not (path.exists() and (self.place / result).exists()):
+        here = self.place.url is None and jax.process_index() == 0  # else the result is not
+        if not path.exists() or (here and not (self.workdir / result).exists()):
             return None
         try:
             summary = storage.read_json(path, ours=True)

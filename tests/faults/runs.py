@@ -47,6 +47,15 @@ class Kind:
     processes: int = 1
     trainable: str = "lora"
 
+    @property
+    def changes(self) -> dict[str, object]:
+        """Fields of the configuration, as `iteration_test.small` takes them."""
+        return {
+            "samples_per_iteration": 8, "evaluation__n": 8, "execution": self.execution,
+            "train__trainable": self.trainable, "mesh": f"1x1x{self.processes}",
+            "evaluation__baselines": ("icl_knn", "sft", "one_round"),
+        }  # fmt: skip
+
     def __str__(self) -> str:
         number = "1 process" if self.processes == 1 else f"{self.processes} processes"
         return f"{self.execution}, {number}, {self.trainable}"
@@ -55,16 +64,9 @@ class Kind:
 class Command:
     """The command of a kind of run, on a model, in a folder."""
 
-    def __init__(self, kind: Kind, model: pathlib.Path, folder: pathlib.Path, **changes) -> None:
-        self.kind, self.workdir = kind, folder / "run"
-        changes = {
-            "samples_per_iteration": 8, "evaluation__n": 8, "execution": kind.execution,
-            "question__max_tokens": 24, "answer__max_tokens": 48,
-            "train__trainable": kind.trainable, "mesh": f"1x1x{kind.processes}",
-            "evaluation__baselines": ("icl_knn", "sft", "one_round"),
-        } | changes  # fmt: skip
-        self._config = folder / "config.py"
-        self._config.write_text(_CONFIG.format(model=str(model), changes=changes))
+    def __init__(self, kind: Kind, model: pathlib.Path, folder: pathlib.Path) -> None:
+        self.kind, self.workdir, self._config = kind, folder / "run", folder / "config.py"
+        self._config.write_text(_CONFIG.format(model=str(model), changes=kind.changes))
 
     def start(self, **variables: str) -> list[subprocess.Popen]:
         """Starts its processes."""
