@@ -112,7 +112,17 @@ def start(resumes: bool = False) -> None:
             endings.say(
                 f"{name}={value} is not honoured: what is computed follows from flags alone"
             )
+    if _cores() == 1:
+        # XLA has a thread a core on CPUs. What calls the host, as ScaNN is, holds one while another
+        # copies its arguments: with a single one it waits for ever (jax-ml/jax#24255).
+        os.environ.setdefault("NPROC", "2")
     _check_xla_flags()
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _check_xla_flags() -> None:

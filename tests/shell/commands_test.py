@@ -330,3 +330,28 @@ def test_an_older_python_is_told_what_is_needed():
     )
     assert found.returncode == 1 and found.stderr.startswith("isara_jax: this is Python")
     assert found.stderr.count("\n") == 1 and os.linesep not in found.stdout
+
+
+ONE_CORE = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from isara_jax.shell import command
+command.start()
+import jax, numpy as np, jax.numpy as jnp
+
+@jax.jit
+def ask(x):
+    y = jax.lax.fori_loop(0, 5, lambda _, y: jnp.tanh(y @ y), x)
+    row = jax.ShapeDtypeStruct((1, 512), jnp.float32)
+    return jax.pure_callback(lambda a: np.asarray(a)[:1], row, y) + y
+
+x = jax.device_put(np.ones((512, 512), np.float32))
+jax.block_until_ready(ask(ask(x) + x))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="one core cannot be chosen here")
+def test_one_core_is_enough():
+    """What asks ScaNN waited for ever where a container had a single core."""
+    variables = {k: v for k, v in environment.of().items() if k != "NPROC"}
+    subprocess.run([sys.executable, "-c", ONE_CORE], env=variables, check=True, timeout=120)
