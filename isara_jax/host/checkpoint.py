@@ -7,7 +7,9 @@
 """
 
 import contextlib
+import logging
 import pathlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -28,6 +30,30 @@ from isara_jax.shell import endings
 KEPT = 2  # the newest checkpoints that stay on disk
 WORTH_SECONDS = 10.0  # a stage that takes less is computed again rather than kept
 T = TypeVar("T")
+
+
+# Orbax logs what its threads raise, hundreds of lines of it, and raises it, too.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+def check_room(place: remote.Workdir, tree: Any, times: float) -> None:
+    """Sees that there is room for arrays: a disk that is full in the midst of them is a long story.
+
+    Args:
+      place: the run's folder.
+      tree: the arrays.
+      times: how often they will be there.
+
+    Raises:
+      config.UserError: there is not; the message says how much is needed.
+    """
+    needed = times * sum(x.nbytes for x in jax.tree.leaves(tree))
+    free = shutil.disk_usage(place.local).free
+    if free < needed:
+        raise config.UserError(
+            f"{place}: {needed / 1e6:,.1f} MB are needed for what is kept, {free / 1e6:,.1f} MB are "
+            "free; make room, then start the same command again"
+        )
 
 
 class _Folder:
@@ -69,6 +95,7 @@ class _Folder:
 
     def _save(self, step: int, arrays: Any, about: dict[str, Any]) -> None:
         """Begins to write; the arrays may be donated once this returns."""
+        check_room(self._place, arrays, 1.5)
         sums = [int(x) for x in jax.device_get(integrity.checksum(arrays))]
         sealed = integrity.sealed({"checksum": sums, "about": about})
         args = ocp.args.Composite(
@@ -206,7 +233,10 @@ class Stages(_Folder):
         result = jax.block_until_ready(compute())
         if processes.of_the_first(time.monotonic() - began) >= WORTH_SECONDS:
             self._number += 1
-            self._save(self._number, result, {"stage": stage})
+            try:
+                self._save(self._number, result, {"stage": stage})
+            except config.UserError as error:  # nothing is lost yet
+                processes.say_once(f"a stage is not kept: {error}")
         return result
 
     def __exit__(self, *how: Any) -> None:

@@ -157,6 +157,8 @@ class _Run:
 
     def _initial_state(self) -> State:
         state = self.exe.start(self.setup.pool)
+        # Checkpoints with the one being written, a stage, the result.
+        checkpoint.check_room(self.place, state, checkpoint.KEPT + 3)
         # A pool of its own: the state's is given to the iterations.
         seeds = self._fresh().pool
         self.held_out = HeldOut(self.setup, self.exe, seeds)
