@@ -51,7 +51,7 @@ def check_room(place: remote.Workdir, tree: Any, times: float) -> None:
     free = shutil.disk_usage(place.local).free
     if free < needed:
         raise config.UserError(
-            f"{place}: {needed / 1e6:,.1f} MB are needed for what is kept, {free / 1e6:,.1f} MB are "
+            f"{place}: what is kept needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are "
             "free; make room, then start the same command again"
         )
 
