@@ -126,7 +126,7 @@ class _Run:
         self.progress.say(forecast.describe(self.setup, self.place, done))
         self.progress.say("\nCompiling")
         state = self._initial_state()
-        storage.write_json(self.workdir / "config.json", same_run.record(self.setup))
+        self._identify()
         self.place.keep()
         with metrics.MetricWriter(self.workdir, self.history.measured) as writer:
             state = self._iterate(state, writer)
@@ -235,6 +235,10 @@ class _Run:
         entry |= measured
         self._note()
 
+    def _identify(self) -> None:
+        """Says in the folder which run is in it."""
+        storage.write_json(self.workdir / "config.json", same_run.record(self.setup))
+
     def _host(self) -> dict[str, Any]:
         """What the host knows, for a restart."""
         self.history.data["seconds"] = dict(self.progress.seconds)
@@ -242,6 +246,12 @@ class _Run:
 
     def _note(self) -> None:
         """Keeps what the host knows; what has led to it is no longer needed."""
+        if not (self.workdir / "config.json").exists():
+            processes.say_once(
+                f"{self.workdir}: its files are gone, removed while the run was at work; it goes "
+                "on and writes what follows"
+            )
+            self._identify()
         self.checkpoints.wait()  # so that the host knows of no iteration that is not kept
         storage.write_json(self.workdir / _HISTORY, integrity.sealed(self._host()))
         self.place.keep()
