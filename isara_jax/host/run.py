@@ -13,7 +13,7 @@ import numpy as np
 from isara_jax import config
 from isara_jax.devices import processes
 from isara_jax.files import remote, storage
-from isara_jax.host import checkpoint, forecast, metrics, results, same_run, validation
+from isara_jax.host import checkpoint, forecast, lock, metrics, results, same_run, validation
 from isara_jax.host.baselines import Baselines
 from isara_jax.host.cache_check import WORST_DIVERGENCE
 from isara_jax.host.executables import Executables, Shared
@@ -23,6 +23,7 @@ from isara_jax.host.setup import Setup, prepare
 from isara_jax.method.state import Pool, State
 from isara_jax.models import lora
 from isara_jax.report import html, table
+from isara_jax.shell import endings
 
 
 def run(
@@ -54,7 +55,11 @@ def run(
         progress.expect("questions", c.samples_per_iteration)
         progress.expect("answers", c.samples_per_iteration)
         place.local.mkdir(parents=True, exist_ok=True)
-        with checkpoint.Checkpoints(place) as checkpoints, jax.transfer_guard("disallow"):
+        with (
+            checkpoint.Checkpoints(place) as checkpoints,
+            jax.transfer_guard("disallow"),
+            endings.saving_when_asked(),
+        ):
             return _Run(setup, place, shared, checkpoints).to_the_end()
 
 
@@ -64,8 +69,12 @@ def _own_folder(workdir: str | pathlib.Path) -> Iterator[remote.Workdir]:
 
     So all run the same code. Checkpoints, which all write, are in the run's folder.
     """
-    with remote.workdir(workdir, jax.process_index(), jax.process_count()) as place:
-        if place.url is not None or jax.process_index() == 0:
+    first = jax.process_index() == 0
+    with (
+        lock.held(remote.path(workdir)) if first else contextlib.nullcontext(),
+        remote.workdir(workdir, jax.process_index(), jax.process_count()) as place,
+    ):
+        if place.url is not None or first:
             yield place
             return
         with storage.scratch() as scratch:
@@ -187,6 +196,8 @@ class _Run:
             self.checkpoints.save(number, state, self.history.data)
             if self.setup.config.keep == "best":
                 self._export_if_best(state)
+            if processes.all_asked_to_end():
+                endings.end_preempted(f"iteration {number}")
         return state
 
     def _validated(self, trainable: lora.Trainable | None) -> dict[str, float]:

@@ -223,7 +223,7 @@ with storage.scratch(pathlib.Path(os.environ["SCRATCH"])) as folder:
 
 @pytest.mark.parametrize(
     ("number", "status", "words"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "told to end")],
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "told to end")],
 )
 def test_signals_are_obeyed_while_the_main_thread_is_busy(number, status, words, tmp_path):
     """It says that it ends, tidies up and ends, with no traceback."""
