@@ -53,6 +53,8 @@ def held(folder: remote.Path) -> Iterator[None]:
     try:
         lock = _taken(folder)
     except _ReadOnlyError:
+        lock = None
+    if lock is None:
         yield
         return
     with endings.tidied(lock.release):
