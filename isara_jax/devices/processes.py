@@ -5,6 +5,8 @@ import functools
 import hashlib
 import os
 import pathlib
+import re
+import resource
 import sys
 import threading
 import time
@@ -164,12 +166,15 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
     )
     notice.daemon = True
     notice.start()
+    _make_room()
     try:
         # It would keep SIGTERM for itself: nobody would know when the grace period ends.
         jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
             coordinator, num_processes, process_id,
             cluster_detection_method="deactivate" if known else None,
+            # Else on all interfaces: of another name one cannot tell which is its own.
+            coordinator_bind_address=coordinator if _is_here(coordinator) else None,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )  # fmt: skip
@@ -181,6 +186,21 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
         ) from error
     finally:
         notice.cancel()
+
+
+def _is_here(coordinator: str | None) -> bool:
+    """Whether only this machine can reach an address."""
+    return re.match(r"(localhost|127\.0\.0\.1|\[::1\]):", coordinator or "") is not None
+
+
+def _make_room() -> None:
+    """Lets strangers' connections to JAX's service, which takes all, leave descriptors for files.
+
+    It drops those that do not speak its protocol after two minutes.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _silence_gloo() -> None:

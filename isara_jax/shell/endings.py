@@ -36,7 +36,7 @@ GRACE_SECONDS = 25.0  # Kubernetes and Slurm (KillWait) kill after 30
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "told to end (SIGTERM)"}
 _TIDY_SECONDS = 1.5  # users press Ctrl-C again after two
 _WRITE_SECONDS = 4.0  # what is being written when the grace period ends
-_ECHO_SECONDS = 1.0  # in which a launcher that signals a group, and its members, means it once
+_ECHO_SECONDS = 0.5  # in which a launcher that signals a group, and its members, means it once
 _CURES = {
     errno.ENOSPC: "make room, then start the same command again",
     errno.EDQUOT: "make room in your quota, then start the same command again",
@@ -241,12 +241,12 @@ def _listen(reader: int) -> None:
         _asked.set()
     if asks:
         _print(f"{_SIGNALS[number]}; saves and ends within {_grace_seconds:g} s")
-        _wait(reader, _grace_seconds)
+        _wait(reader, number, _grace_seconds)
         _print(f"nothing could be saved within {_grace_seconds:g} s{_AFTER}")
     else:
         _print(f"{_SIGNALS[number]}{_AFTER if _resumes else ''}")
     threading.Thread(target=_finish, args=(_status(number),), daemon=True).start()
-    _wait(reader, _WRITE_SECONDS if asks else _TIDY_SECONDS)
+    _wait(reader, number, _WRITE_SECONDS if asks else _TIDY_SECONDS)
     os._exit(_status(number))
 
 
@@ -257,12 +257,12 @@ def _finish(status: int) -> None:
     os._exit(status)
 
 
-def _wait(reader: int, seconds: float) -> None:
+def _wait(reader: int, first: signal.Signals, seconds: float) -> None:
     """Lets time pass; another signal ends the process at once."""
     began = time.monotonic()
     while (left := began + seconds - time.monotonic()) > 0:
         number = _next(reader, left)
-        echo = number == signal.SIGTERM and time.monotonic() - began < _ECHO_SECONDS
+        echo = number == first and time.monotonic() - began < _ECHO_SECONDS
         if number is not None and not echo:
             os._exit(_status(number))
 
