@@ -66,13 +66,23 @@ class Watch:
         self._gone: set[int] = set()  # whose connection is closed
         self._ending = threading.Lock()
         if self._first:
-            addresses = {client.blocking_key_value_get(f"{_ADDRESS}/{i}", _STORE_MS)
-                         for i in self._others}  # fmt: skip
-            servers, secret = _listening(addresses), secrets.token_hex(16)
-            doors = {address: server.getsockname()[1] for address, server in servers.items()}
-            client.key_value_set(_DOORS, json.dumps([secret, doors]))
-            _start(self._let_in, servers.values(), secret)
-            return
+            self._open_doors(client)
+        else:
+            self._knock(client, number, coordinator)
+
+    def _open_doors(self, client: Any) -> None:
+        """Lets the others in, at those addresses of this machine at which they see it."""
+        addresses = {
+            client.blocking_key_value_get(f"{_ADDRESS}/{number}", _STORE_MS)
+            for number in self._others
+        }
+        servers, secret = _listening(addresses), secrets.token_hex(16)
+        doors = {address: server.getsockname()[1] for address, server in servers.items()}
+        client.key_value_set(_DOORS, json.dumps([secret, doors]))
+        _start(self._let_in, servers.values(), secret)
+
+    def _knock(self, client: Any, number: int, coordinator: str) -> None:
+        """Connects to the first process."""
         address = _reached(coordinator)
         client.key_value_set(f"{_ADDRESS}/{number}", address)
         secret, doors = json.loads(client.blocking_key_value_get(_DOORS, _STORE_MS))
@@ -86,7 +96,8 @@ class Watch:
             )
             return
         lines = _kept_open(connection)
-        other = _line(lines)  # known to each other before anything can happen to this one
+        # Known to each other before anything can happen to this one.
+        other = _line(lines) or "the first process"
         self._connections[0] = connection
         _start(self._hear, 0, other, lines)
 
@@ -147,7 +158,8 @@ class Watch:
         _start(lambda: (_line(lines), self._note(self._gone, number)))
         if self._first:
             time.sleep(_FAILURE_SECONDS)  # what all stumble over, the first says itself
-        self._end(sentence, status=int(status))
+        known = endings.heard() is not None  # it says why itself
+        self._end(sentence, "" if known else None, status=int(status))
 
     def _note(self, of: set[int], number: int) -> None:
         with self._change:

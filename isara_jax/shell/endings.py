@@ -57,7 +57,7 @@ _tidying: list[Callable[[], None]] = []
 _resumes = False  # started again, this command continues
 _grace_seconds = GRACE_SECONDS
 _savers = 0  # blocks of `saving_when_asked` that are under way
-_asked = threading.Event()
+_heard: signal.Signals | None = None
 _AFTER = "; what was saved stays, the same command continues"
 
 
@@ -199,9 +199,14 @@ def grant(seconds: float) -> None:
     _grace_seconds = seconds
 
 
+def heard() -> signal.Signals | None:
+    """The signal by which this process ends, if there was one."""
+    return _heard
+
+
 def asked_to_end() -> bool:
     """Whether this process was told by SIGTERM to save what it has and end."""
-    return _asked.is_set()
+    return _heard == signal.SIGTERM
 
 
 def end_preempted(saved: str) -> NoReturn:
@@ -234,11 +239,10 @@ def obey_signals(resumes: bool = False) -> None:
 
 
 def _listen(reader: int) -> None:
-    number = _next(reader)
+    global _heard
+    _heard = number = _next(reader)
     assert number is not None
     asks = number == signal.SIGTERM and _savers > 0
-    if number == signal.SIGTERM:
-        _asked.set()
     if asks:
         _print(f"{_SIGNALS[number]}; saves and ends within {_grace_seconds:g} s")
         _wait(reader, number, _grace_seconds)
