@@ -27,7 +27,7 @@ from isara_jax import config
 from isara_jax.devices import compilation_cache, mesh
 from isara_jax.evaluate.judges import RULE
 from isara_jax.files import remote
-from isara_jax.host import judge_file, judge_run, panel
+from isara_jax.host import judge_file, judge_run, lock, panel
 
 _DEFAULT = config.Config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "The folder of a finished run.")
@@ -60,7 +60,10 @@ def judge() -> None:
         if _ANSWERS.value:
             judge_file.judge(_ANSWERS.value, members)
             return
-        with remote.finished(_WORKDIR.value, "answers") as place:
+        with (
+            lock.held(remote.path(_WORKDIR.value)),
+            remote.finished(_WORKDIR.value, "answers") as place,
+        ):
             judge_run.judge(place, members)
 
 

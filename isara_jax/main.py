@@ -12,6 +12,7 @@ from ml_collections import config_flags
 from isara_jax import config
 from isara_jax.devices import compilation_cache, mesh, processes
 from isara_jax.host import run
+from isara_jax.shell import endings
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
@@ -24,10 +25,16 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "The number of this process, from 0.", lower_bound=0
 )
+_GRACE_SECONDS = flags.DEFINE_float(
+    "grace_seconds", endings.GRACE_SECONDS,
+    "How long SIGTERM waits for what can be saved; whoever sends it should kill 5 s later.",
+    lower_bound=0,
+)  # fmt: skip
 
 
 def align() -> None:
     """Aligns a model as the flags say."""
+    endings.grant(_GRACE_SECONDS.value)
     with processes.joined(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value):
         mesh.check_platforms()
         resolved = config.resolve(_CONFIG.value)

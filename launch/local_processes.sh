@@ -3,7 +3,8 @@
 #   ./launch/local_processes.sh N [--flag=value ...]    the flags are those of isara_jax.main
 # With NVIDIA GPUs each process has one of them; without, or with JAX_PLATFORMS=cpu, DEVICES (1)
 # devices that share the CPU:  DEVICES=4 ./launch/local_processes.sh 2 --config.mesh=2x2x2
-# When a process fails all end, with its exit status; so they do with Ctrl-C.
+# When a process fails all end, with its exit status; so they do with Ctrl-C (130), and when this
+# script is told to end (SIGTERM): then they save first, and it is 75. A second signal ends all at once.
 set -euo pipefail
 if ! [[ ${1-} =~ ^[1-9][0-9]*$ ]] || ((BASH_VERSINFO[0] < 5)); then
   echo "usage: $0 N [--flag=value ...]    N processes; needs bash 5" >&2
@@ -50,8 +51,15 @@ named() { # what the others say, which is little
 
 pids=()
 trap '{ kill -KILL "${pids[@]}" && wait "${pids[@]}"; } 2>/dev/null || true' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+told=
+# shellcheck disable=SC2329 # called by the traps
+pass_on() { # a signal to all; not again, or it would end them before they have saved
+  [ -z "$told" ] || exit "$2"
+  told=$1
+  kill "-$1" "${pids[@]}" 2>/dev/null || true
+}
+trap 'pass_on INT 130' INT
+trap 'pass_on TERM 75' TERM
 start 0 "$@" &
 pids+=($!)
 for ((i = 1; i < n; i++)); do
@@ -72,12 +80,12 @@ check() { # keeps those that run, and the worst status of those that do not
   pids=("${running[@]}")
 }
 while ((${#pids[@]} && !status)); do
-  sleep 0.1
+  sleep 0.1 || true # which Ctrl-C ends, too
   check
 done
 # After a failure the others end by themselves, and say why; the trap is for those that do not.
 for ((tenths = 0; tenths < 100 && ${#pids[@]}; tenths++)); do
-  sleep 0.1
+  sleep 0.1 || true
   check
 done
 exit "$status"

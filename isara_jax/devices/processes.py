@@ -1,9 +1,4 @@
-"""Many processes that are one run: how they meet, and how all end when one does.
-
-A process that dies says nothing, and the others would wait for it inside a collective operation.
-JAX notices by a heartbeat that is missed. Here each process also keeps a connection with the first:
-it closes when a process dies, whatever of, and the others end within a second and say who it was.
-"""
+"""Many processes that are one run: how they meet, agree, and end when one of them does."""
 
 import contextlib
 import functools
@@ -11,13 +6,11 @@ import hashlib
 import os
 import pathlib
 import re
-import socket
+import resource
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn, TextIO
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -26,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from isara_jax import config
 from isara_jax.devices import mesh
+from isara_jax.devices.watch import Watch
 from isara_jax.shell import endings
 
 # After which JAX takes a process for dead that is frozen, or waits no longer for others at the end.
@@ -33,9 +27,6 @@ _HEARTBEAT_SECONDS, _SHUTDOWN_SECONDS = 50, 30
 _NOTICE_SECONDS = 20  # of waiting for the others to start, until one is told
 # In which a file of one process is seen by the others: NFS remembers for 60 that there is none.
 _SHARED_SECONDS = 75
-_GRACE_SECONDS = 2  # in which the first process may fail too, or a death explains a failure
-_PORT = "isara_jax/watch"
-_DONE, _SAID = "done", "said"  # last words: all went well; the first has told the user why not
 
 
 @functools.cache
@@ -71,8 +62,9 @@ def joined(
     if distributed.global_state.num_processes == 1:
         yield
         return
-    watch = _Watch()
-    with endings.tidied(watch.interrupted):
+    state = distributed.global_state
+    watch = Watch(state.client, state.process_id, state.num_processes, state.coordinator_address)
+    with endings.tidied(watch.signalled):
         try:
             mesh.check_platforms()  # else the next line would not say which is missing
             if jax.default_backend() == "cpu":
@@ -88,6 +80,20 @@ def of_the_first(value: float) -> float:
     if jax.process_count() == 1:
         return value
     return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
+
+
+def all_asked_to_end() -> bool:
+    """Whether one of the processes, or more, was told by SIGTERM to save what it has and end.
+
+    All must call it, at the same point of what they compute, and are told the same. JAX's own
+    preemption service (`multihost_utils.reached_preemption_sync_point`) would have them stop at
+    the next such point, which may be minutes away, and keeps SIGTERM from everybody else.
+    """
+    asked = endings.asked_to_end()
+    if jax.process_count() == 1:
+        return asked
+    with jax.transfer_guard("allow"):
+        return bool(np.any(multihost_utils.process_allgather(np.array(asked))))
 
 
 def check_same(record: str) -> None:
@@ -160,12 +166,15 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
     )
     notice.daemon = True
     notice.start()
+    _make_room()
     try:
-        # It would keep SIGTERM for itself, and this process would outlive it.
+        # It would keep SIGTERM for itself: nobody would know when the grace period ends.
         jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
             coordinator, num_processes, process_id,
             cluster_detection_method="deactivate" if known else None,
+            # Else on all interfaces: of another name one cannot tell which is its own.
+            coordinator_bind_address=coordinator if _is_here(coordinator) else None,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )  # fmt: skip
@@ -179,6 +188,21 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
         notice.cancel()
 
 
+def _is_here(coordinator: str | None) -> bool:
+    """Whether only this machine can reach an address."""
+    return re.match(r"(localhost|127\.0\.0\.1|\[::1\]):", coordinator or "") is not None
+
+
+def _make_room() -> None:
+    """Lets strangers' connections to JAX's service, which takes all, leave descriptors for files.
+
+    It drops those that do not speak its protocol after two minutes.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _silence_gloo() -> None:
     """Keeps from the output what Gloo, below JAX on CPUs, prints about each of its connections.
 
@@ -188,142 +212,3 @@ def _silence_gloo() -> None:
     kept = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.stdout = os.fdopen(kept, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
-
-
-class _Watch:
-    """The connections through which processes learn that one of them has ended.
-
-    Each says two lines: who it is and, when it ends, why. The first hears all and tells all.
-    """
-
-    def __init__(self) -> None:
-        state = distributed.global_state
-        self._first = state.process_id == 0
-        self._me = f"process {state.process_id} on {socket.gethostname()}"
-        self._connections: list[socket.socket] = []
-        self._listener: threading.Thread | None = None
-        self._ending = threading.Lock()
-        if self._first:
-            dual = socket.has_dualstack_ipv6()
-            family = socket.AF_INET6 if dual else socket.AF_INET
-            server = socket.create_server(("", 0), family=family, dualstack_ipv6=dual)
-            state.client.key_value_set(_PORT, str(server.getsockname()[1]))
-            _start(self._accept, server)
-            return
-        host = state.coordinator_address.rpartition(":")[0].strip("[]")
-        port = int(state.client.blocking_key_value_get(_PORT, 60_000))
-        try:
-            connection = socket.create_connection((host, port), timeout=20)
-        except OSError as error:
-            endings.say(
-                f"{self._me} cannot reach {host}:{port} ({error}): only JAX watches over it"
-            )
-            return
-        # Known to each other before anything can happen to this one.
-        self._listener = _start(self._hear, *self._greet(connection))
-
-    def _accept(self, server: socket.socket) -> None:
-        while True:
-            _start(self._follow, server.accept()[0])
-
-    def _follow(self, connection: socket.socket) -> None:
-        self._hear(*self._greet(connection))
-
-    def _greet(self, connection: socket.socket) -> tuple[str, TextIO]:
-        """Who is at the other end, and what it is going to say."""
-        _notice_silence(connection)
-        self._connections.append(connection)
-        _tell(connection, self._me)
-        lines = connection.makefile(encoding="utf-8", errors="replace")
-        return _line(lines), lines
-
-    def _hear(self, other: str, lines: TextIO) -> None:
-        """Waits for the last word of another process, and ends this one if it is not good."""
-        word = _line(lines)
-        if not re.fullmatch(r"process \d+ on \S+", other) or word == _DONE:
-            return
-        if self._first and word:
-            time.sleep(_GRACE_SECONDS)  # what all stumble over, the first says itself
-        died = f"{other} has died: killed, or its machine is gone"
-        self._end(word or died, said="" if word == _SAID else None)
-
-    def leave(self, error: BaseException) -> NoReturn:
-        """Ends all processes because of an error in this one.
-
-        At once: at a regular end JAX would wait for the others, which wait for this one.
-        """
-        said, status = endings.told(error)
-        if status == endings.INTERRUPTED:
-            self._end(f"{self._me} was interrupted", status=status)
-        if isinstance(error, config.UserError):  # perhaps of all: the first speaks for them
-            if self._first:
-                self._end(_SAID, said=said)
-            self._end(f"{self._me}: {said}", said="" if self._connections else None)
-        time.sleep(_GRACE_SECONDS + 1)  # if another's death is felt here, that is what is said
-        if status != endings.BUG:
-            self._end(f"{self._me}: {said}", status=status)
-        traceback.print_exception(error)
-        cause = f"{self._me}: {type(error).__name__}: {error}"
-        self._end(cause, said=f"{self._me}: {said}", status=status)
-
-    def interrupted(self) -> None:
-        """Tells the others, when a signal ends this process."""
-        self._ending.acquire()  # what they say of it is no news any more
-        self._tell_all(f"{self._me} was interrupted")
-
-    def done(self) -> None:
-        """Ends the watch, at a good end.
-
-        The others wait for the first, which may have much to write; JAX would not wait for long.
-        """
-        for connection in self._connections:
-            _tell(connection, _DONE)
-        if self._listener is not None:
-            self._listener.join()
-
-    def _end(self, sentence: str, said: str | None = None, *, status: int = 1) -> NoReturn:
-        """Ends this process.
-
-        Args:
-          sentence: why, for the others.
-          said: and for whoever reads this one's output, if that differs; empty: nothing.
-          status: of the process.
-        """
-        self._ending.acquire()  # for good: the first reason counts
-        if said != "":
-            endings.say(said or sentence)
-        self._tell_all(sentence)
-        endings.end("", status)
-
-    def _tell_all(self, sentence: str) -> None:
-        for connection in self._connections:
-            _tell(connection, sentence)
-        if self._first:
-            time.sleep(0.5)  # without it JAX would end the others, before they have heard why
-
-
-def _start(work: Callable[..., None], *args: Any) -> threading.Thread:
-    thread = threading.Thread(target=work, args=args, daemon=True)
-    thread.start()
-    return thread
-
-
-def _tell(connection: socket.socket, text: str) -> None:
-    with contextlib.suppress(OSError):  # it has ended already
-        connection.sendall(f"{' '.join(text.split())}\n".encode())
-
-
-def _line(lines: TextIO) -> str:
-    try:
-        return lines.readline().strip()
-    except OSError:  # reset, or timed out
-        return ""
-
-
-def _notice_silence(connection: socket.socket) -> None:
-    """Makes the kernel ask, so that a machine that is gone is noticed in half a minute."""
-    connection.settimeout(None)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

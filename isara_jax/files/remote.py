@@ -124,6 +124,18 @@ class Url:
         with self._reached() as (system, place):
             system.pipe_file(place, content)
 
+    def create(self, content: bytes) -> bool:
+        """Makes a file of that content; False if there is one: of several only one succeeds.
+
+        So it is in stores that have such a condition, as those of Google and Amazon do.
+        """
+        with self._reached() as (system, place):
+            try:
+                system.pipe_file(place, content, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
     def check_writable(self) -> None:
         """Raises `config.UserError` where the folder cannot be written."""
         with self._reached() as (system, place):
@@ -275,8 +287,10 @@ def finished(name: str | pathlib.Path, *folders: str) -> Iterator["Workdir"]:
 
 
 def _fetch(url: Url, target: pathlib.Path) -> None:
-    """Copies the files directly in a folder; a missing one has none."""
+    """Copies the files directly in a folder but for hidden ones; a missing one has none."""
     for name, info in url.files().items():
+        if name.startswith("."):
+            continue
         (url / name).download(target / name, info.get("size"))
 
 

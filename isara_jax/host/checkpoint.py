@@ -231,12 +231,16 @@ class Stages(_Folder):
                 return self._arrays(step, like(), sums)
         began = time.monotonic()
         result = jax.block_until_ready(compute())
-        if processes.of_the_first(time.monotonic() - began) >= WORTH_SECONDS:
+        asked = processes.all_asked_to_end()
+        if asked or processes.of_the_first(time.monotonic() - began) >= WORTH_SECONDS:
             self._number += 1
             try:
                 self._save(self._number, result, {"stage": stage})
             except config.UserError as error:  # nothing is lost yet
                 processes.say_once(f"a stage is not kept: {error}")
+        if asked:
+            self.wait()
+            endings.end_preempted(stage)
         return result
 
     def __exit__(self, *how: Any) -> None:

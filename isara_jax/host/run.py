@@ -16,12 +16,14 @@ from isara_jax.files import remote, storage
 from isara_jax.host import (
     checkpoint,
     forecast,
+    history,
     integrity,
+    lock,
     metrics,
     results,
     same_run,
     validation,
-)  # fmt: skip
+)
 from isara_jax.host.baselines import Baselines
 from isara_jax.host.cache_check import WORST_DIVERGENCE
 from isara_jax.host.executables import Executables, Shared, keep_nothing
@@ -31,6 +33,7 @@ from isara_jax.host.setup import Setup, prepare
 from isara_jax.method.state import Pool, State
 from isara_jax.models import lora
 from isara_jax.report import html, table
+from isara_jax.shell import endings
 
 _HISTORY = "history.json"
 
@@ -69,6 +72,7 @@ def run(
             checkpoint.Checkpoints(place) as checkpoints,
             checkpoint.Stages(place) as stages,
             jax.transfer_guard("disallow"),
+            endings.saving_when_asked(),
         ):
             return _Run(setup, place, shared, checkpoints, stages).to_the_end()
 
@@ -79,8 +83,12 @@ def _own_folder(workdir: str | pathlib.Path) -> Iterator[remote.Workdir]:
 
     So all run the same code. Checkpoints, which all write, are in the run's folder.
     """
-    with remote.workdir(workdir, jax.process_index(), jax.process_count()) as place:
-        if place.url is not None or jax.process_index() == 0:
+    first = jax.process_index() == 0
+    with (
+        lock.held(remote.path(workdir)) if first else contextlib.nullcontext(),
+        remote.workdir(workdir, jax.process_index(), jax.process_count()) as place,
+    ):
+        if place.url is not None or first:
             yield place
             return
         with storage.scratch() as scratch:
@@ -221,6 +229,7 @@ class _Run:
         self._tell(self.history.record(number, jax.device_get(report), self.workdir))
         self.place.keep()  # before the checkpoint, which vouches for it
         self.checkpoints.save(number, state, self._host())
+        self._end_if_asked(f"iteration {number}")
         return state
 
     def _measure(
@@ -256,6 +265,14 @@ class _Run:
         storage.write_json(self.workdir / _HISTORY, integrity.sealed(self._host()))
         self.place.keep()
         self.stages.clear()
+        row = self.history.data["rows"][-1]
+        self._end_if_asked(f"what is known up to {history.name_of(row)}")
+
+    def _end_if_asked(self, saved: str) -> None:
+        """Ends the process where a signal has asked for it; what was begun to be kept is first."""
+        if processes.all_asked_to_end():
+            self.checkpoints.wait()
+            endings.end_preempted(saved)
 
     def _validated(self, trainable: lora.Trainable | None) -> dict[str, float]:
         """A model's `validation_loss`, where an iteration is chosen by it; None: the base model."""

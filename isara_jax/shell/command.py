@@ -2,7 +2,8 @@
 
 Each command imports this module before any other and ends with `run(main)`. From the one to the
 other whatever environment, files and flags can do is one line with its cause and its cure, and
-status 1; Ctrl-C is 130; a bug of ours says that it is one, behind its traceback, and is 70.
+status 1; Ctrl-C is 130; SIGTERM is 75 for what can be continued, else 143; a bug of ours says that
+it is one, behind its traceback, and is 70.
 """
 
 import os
@@ -87,6 +88,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     _at_work = True
     try:
         app.run(main, flags_parser=arguments.parse)
+    except endings.Preempted as end:
+        endings.by(end)
     except SystemExit as end:
         if isinstance(end.code, str):
             endings.end(end.code.removeprefix("isara_jax: "), endings.MISTAKE)
@@ -100,7 +103,7 @@ def start(resumes: bool = False) -> None:
     Args:
       resumes: started again, it continues.
     """
-    endings.obey_signals("; what was saved stays, the same command continues" if resumes else "")
+    endings.obey_signals(resumes)
     sys.excepthook = _ended_by
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started this

@@ -4,6 +4,14 @@ Python tells its main thread of a signal, which does not hear it while XLA compi
 exception raised in the midst of either, and an interpreter that is taken down under XLA's threads,
 end in crashes. So a thread hears of signals, tidies up and ends the process where it stands. What
 is kept is written under another name and renamed: what was saved stays whole.
+
+| signal | within | status |
+|---|---|---|
+| SIGINT | two seconds | 130 |
+| SIGTERM, in a block of `saving_when_asked`, which saves first | the grace period | 75 |
+| SIGTERM, elsewhere in a command that continues when it is started again | two seconds | 75 |
+| SIGTERM, in other commands | two seconds | 143 |
+| another signal | at once | its own |
 """
 
 import contextlib
@@ -14,6 +22,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -21,8 +30,13 @@ from typing import NoReturn
 from isara_jax import config
 
 MISTAKE, BUG, CLOSED, INTERRUPTED = 1, 70, 128 + signal.SIGPIPE, 128 + signal.SIGINT
+# Of a run that was preempted: EX_TEMPFAIL, "the user is invited to retry". Launchers count on it.
+PREEMPTED = os.EX_TEMPFAIL
+GRACE_SECONDS = 25.0  # Kubernetes and Slurm (KillWait) kill after 30
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "told to end (SIGTERM)"}
 _TIDY_SECONDS = 1.5  # users press Ctrl-C again after two
+_WRITE_SECONDS = 4.0  # what is being written when the grace period ends
+_ECHO_SECONDS = 0.5  # in which a launcher that signals a group, and its members, means it once
 _CURES = {
     errno.ENOSPC: "make room, then start the same command again",
     errno.EDQUOT: "make room in your quota, then start the same command again",
@@ -40,7 +54,25 @@ _CURES = {
     errno.ENOMEM: "close other programs, or take fewer --config.slots",
 }
 _tidying: list[Callable[[], None]] = []
-_after = ""  # what is said behind "interrupted"
+_resumes = False  # started again, this command continues
+_grace_seconds = GRACE_SECONDS
+_savers = 0  # blocks of `saving_when_asked` that are under way
+_heard: signal.Signals | None = None
+_AFTER = "; what was saved stays, the same command continues"
+
+
+class Preempted(SystemExit):
+    """Ends a run that was asked to end and has saved; `str` is what is said.
+
+    No `Exception`, so that nothing takes it for a failure.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = PREEMPTED
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def say(text: str) -> None:
@@ -56,7 +88,9 @@ def told(error: BaseException) -> tuple[str, int]:
     environment nor files and flags can cause.
     """
     if isinstance(error, KeyboardInterrupt):
-        return f"interrupted{_after}", INTERRUPTED
+        return f"interrupted{_AFTER if _resumes else ''}", INTERRUPTED
+    if isinstance(error, Preempted):
+        return one_line(error), PREEMPTED
     if isinstance(error, BrokenPipeError) and _nobody_reads():
         return "", CLOSED
     if isinstance(error, config.UserError):
@@ -148,17 +182,54 @@ def tidied(action: Callable[[], None]) -> Iterator[None]:
         _tidying.remove(action)
 
 
-def obey_signals(after: str = "") -> None:
-    """Lets signals end this process within two seconds; the second one does at once.
+@contextlib.contextmanager
+def saving_when_asked() -> Iterator[None]:
+    """In the block, SIGTERM asks for an end, and what computes there looks at `asked_to_end`."""
+    global _savers
+    _savers += 1
+    try:
+        yield
+    finally:
+        _savers -= 1
+
+
+def grant(seconds: float) -> None:
+    """Sets the grace period: from SIGTERM to the end, where nothing could be saved before."""
+    global _grace_seconds
+    _grace_seconds = seconds
+
+
+def heard() -> signal.Signals | None:
+    """The signal by which this process ends, if there was one."""
+    return _heard
+
+
+def asked_to_end() -> bool:
+    """Whether this process was told by SIGTERM to save what it has and end."""
+    return _heard == signal.SIGTERM
+
+
+def end_preempted(saved: str) -> NoReturn:
+    """Ends a run that was asked to, by an exception: what is being written is waited for.
+
+    Args:
+      saved: up to where, such as "iteration 2".
+    """
+    raise Preempted(f"{_SIGNALS[signal.SIGTERM]}: saved {saved}; the same command continues")
+
+
+def obey_signals(resumes: bool = False) -> None:
+    """Lets signals end this process as the table above says.
 
     A signal that whoever started the process ignores or handles stays ignored or handled.
 
     Args:
-      after: what is said behind "interrupted".
+      resumes: started again, this command continues.
     """
-    global _after
-    _after = after
+    global _resumes
+    _resumes = resumes
     reader, writer = os.pipe()
+    os.set_blocking(reader, False)
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in _SIGNALS:
@@ -168,28 +239,68 @@ def obey_signals(after: str = "") -> None:
 
 
 def _listen(reader: int) -> None:
-    number = _next(reader)
-    threading.Thread(target=_obey, args=(number,), daemon=True).start()
-    # Another signal, or what hangs, ends it at once.
-    select.select([reader], [], [], _TIDY_SECONDS)
-    os._exit(128 + number)
+    global _heard
+    _heard = number = _next(reader)
+    assert number is not None
+    asks = number == signal.SIGTERM and _savers > 0
+    if asks:
+        _print(f"{_SIGNALS[number]}; saves and ends within {_grace_seconds:g} s")
+        _wait(reader, number, _grace_seconds)
+        _print(f"nothing could be saved within {_grace_seconds:g} s{_AFTER}")
+    else:
+        _print(f"{_SIGNALS[number]}{_AFTER if _resumes else ''}")
+    threading.Thread(target=_finish, args=(_status(number),), daemon=True).start()
+    _wait(reader, number, _WRITE_SECONDS if asks else _TIDY_SECONDS)
+    os._exit(_status(number))
 
 
-def _next(reader: int) -> int:
-    while (number := os.read(reader, 1)[0]) not in _SIGNALS:
-        pass
-    return number
+def _finish(status: int) -> None:
+    _tidy()
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os._exit(status)
 
 
-def _obey(number: int) -> None:
-    line = f"isara_jax: {_SIGNALS[signal.Signals(number)]}{_after}\n"
-    with contextlib.suppress(OSError):
-        if os.isatty(2):
-            line = f"\n{line}"  # behind ^C
-        os.write(2, line.encode())  # past Python's locks: the main thread may hold one
+def _wait(reader: int, first: signal.Signals, seconds: float) -> None:
+    """Lets time pass; another signal ends the process at once."""
+    began = time.monotonic()
+    while (left := began + seconds - time.monotonic()) > 0:
+        number = _next(reader, left)
+        echo = number == first and time.monotonic() - began < _ECHO_SECONDS
+        if number is not None and not echo:
+            os._exit(_status(number))
+
+
+def _status(number: signal.Signals) -> int:
+    return PREEMPTED if number == signal.SIGTERM and _resumes else 128 + number
+
+
+def _next(reader: int, seconds: float | None = None) -> signal.Signals | None:
+    """The next signal that ends this process; None if there is none for so long."""
+    until = None if seconds is None else time.monotonic() + seconds
+    while True:
+        left = None if until is None else max(0.0, until - time.monotonic())
+        if not select.select([reader], [], [], left)[0]:
+            return None
+        if (number := os.read(reader, 1)[0]) in _SIGNALS:
+            return signal.Signals(number)
+
+
+def tidy(seconds: float = _TIDY_SECONDS) -> None:
+    """Does what is left to do in `tidied` blocks that are under way, or as much as time allows."""
+    worker = threading.Thread(target=_tidy, daemon=True)
+    worker.start()
+    worker.join(seconds)
+
+
+def _tidy() -> None:
     for action in reversed(_tidying):
         with contextlib.suppress(Exception):
             action()
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-    os._exit(128 + number)
+
+
+def _print(text: str) -> None:
+    """Says a line past Python's locks, of which the main thread may hold one."""
+    with contextlib.suppress(OSError):
+        line = f"isara_jax: {text}\n"
+        os.write(2, (f"\n{line}" if os.isatty(2) else line).encode())  # behind ^C

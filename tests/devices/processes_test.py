@@ -20,6 +20,7 @@ from isara_jax.files import remote
 from isara_jax.host import checkpoint, setup
 from isara_jax.host.executables import Executables
 from tests import environment
+from tests.devices.watch_test import annoy, listening
 from tests.method.iteration_test import adapter_distance, small
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def start(code, *arguments, n=2, each=1):
         subprocess.Popen(
             [sys.executable, "-c", code, f"localhost:{port}", str(i), *map(str, arguments)],
             env=environment.of(each), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for i in range(n)
     ]  # fmt: skip
@@ -185,13 +186,24 @@ def test_all_end_with_the_first_that_fails(how, who, said):
 
 
 DIFFERS = """
-import pathlib, sys
+import os, pathlib, signal, sys, time
 from isara_jax import config
 from isara_jax.devices import processes
+from isara_jax.shell import endings
 coordinator, number, folder = sys.argv[1:]
 processes._SHARED_SECONDS = 1
-with processes.joined(coordinator, 2, int(number)):
+endings.obey_signals()
+endings.grant(300)
+with processes.joined(coordinator, 2, int(number)), endings.saving_when_asked():
     assert processes.of_the_first(float(number) or float("inf")) == float("inf")
+    assert not processes.all_asked_to_end()
+    print("there", flush=True)
+    sys.stdin.readline()
+    if number == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not endings.asked_to_end():
+            time.sleep(0.01)
+    assert processes.all_asked_to_end() and endings.asked_to_end() == (number == "1")
     processes.check_same("the same")
     processes.check_shared(pathlib.Path(folder))
     try:
@@ -204,8 +216,20 @@ with processes.joined(coordinator, 2, int(number)):
 
 
 def test_processes_that_differ_are_told_so(tmp_path):
-    """Other flags on one machine, or a workdir on its own disk: else all wait, or write apart."""
-    ended = finish(start(DIFFERS, tmp_path / "run"))
+    """Other flags on one machine, or a workdir on its own disk: else all wait, or write apart.
+
+    And they agree to end when one is told to; strangers on JAX's own ports change nothing.
+    """
+    started = start(DIFFERS, tmp_path / "run")
+    assert [process.stdout.readline() for process in started] == ["there\n"] * 2
+    doors = [door.split(":") for process in started for door in listening(process.pid)]
+    assert all(address.endswith("0100007F") for address, _ in doors)  # of all interfaces ours
+    strangers = [annoy(int(port, 16), flood=100) for _, port in doors]
+    for process in started:
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+    ended = finish(started)
+    assert len(strangers) > 1
     assert [code for code, _, _ in ended] == [1, 1], ended
     said = f"process 1 on {HOST}: --workdir: {tmp_path / 'run' / '1'} is not the folder"
     assert said in ended[0][2]
@@ -246,7 +270,7 @@ exec sleep {seconds}
 """
 
 
-@pytest.mark.parametrize("end", ["killed", "interrupted"])
+@pytest.mark.parametrize("end", ["killed", "interrupted", "told"])
 def test_the_script_leaves_no_process_behind(end, tmp_path):
     """One process is killed, or the user wants no more: all are gone, and the status says why."""
     python = tmp_path / "venv" / "bin" / "python"
@@ -259,10 +283,11 @@ def test_the_script_leaves_no_process_behind(end, tmp_path):
     for number, line in enumerate(said):
         assert "device_count=4 " in line and "--config=configs/safety.py --workdir=there" in line
         assert line.endswith(f" --num_processes=2 --process_id={number}\n")
-    if end == "interrupted":
-        started.send_signal(signal.SIGINT)
+    number = {"killed": signal.SIGKILL, "interrupted": signal.SIGINT, "told": signal.SIGTERM}[end]
+    if end != "killed":
+        started.send_signal(number)  # which is passed on, and what they end with is the status
     ((code, _, _),) = finish([started])
-    assert code == (128 + signal.SIGKILL if end == "killed" else 130)
+    assert code == 128 + number
     for line in said:
         with pytest.raises(ProcessLookupError):
             os.kill(int(line.split()[0]), 0)

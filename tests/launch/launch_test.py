@@ -20,6 +20,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from isara_jax.shell import endings
+
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch", ROOT / ".ci" / "run"])
@@ -258,10 +260,10 @@ def slurm(tmp_path):
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     _program(tmp_path / ".venv" / "bin" / "python", "")
     _program(
-        tmp_path / "srun", 'printf "%s\\n" "$@" >given; while [ ! -e end ]; do sleep 0.1; done; '
-        "exit $(cat end)",
+        tmp_path / "srun", "trap 'sleep 0.3; echo 75 >end' TERM; " 'printf "%s\\n" "$@" >given; '
+        "while [ ! -e end ]; do sleep 0.1; done; exit $(cat end)",
     )  # fmt: skip
-    _program(tmp_path / "scontrol", 'echo "$@" >requeued; echo 1 >end')
+    _program(tmp_path / "scontrol", 'echo "$@" >requeued')
     job = subprocess.Popen(
         [LAUNCH / "slurm.sbatch", AWKWARD], cwd=tmp_path,
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"},
@@ -275,10 +277,19 @@ def slurm(tmp_path):
 
 
 def test_a_slurm_job_whose_time_is_up_is_queued_again(slurm):
-    """Otherwise a long run ends with its first time limit."""
+    """Otherwise a long run ends with its first time limit; it saves before it is."""
     folder, job = slurm
     job.send_signal(signal.SIGUSR1)
-    job.wait(timeout=30)
+    assert job.wait(timeout=30) == endings.PREEMPTED
+    assert (folder / "end").read_text().split() == ["75"]  # it was told, and waited for
+    assert (folder / "requeued").read_text().split() == ["requeue", "7"]
+
+
+def test_a_slurm_job_whose_processes_are_preempted_is_queued_again(slurm):
+    """Slurm may tell them alone, and then does not queue it by itself."""
+    folder, job = slurm
+    (folder / "end").write_text(str(endings.PREEMPTED))
+    assert job.wait(timeout=30) == endings.PREEMPTED
     assert (folder / "requeued").read_text().split() == ["requeue", "7"]
 
 
@@ -417,6 +428,12 @@ def test_jobsets_are_valid_and_restart_as_a_whole(file):
     assert job["completions"] == job["parallelism"]
     assert job["backoffLimit"] == 0 and job["template"]["spec"]["restartPolicy"] == "Never"
     assert manifest["spec"]["failurePolicy"]["maxRestarts"] > 0
+    codes, condition = job["podFailurePolicy"]["rules"]
+    assert codes["onExitCodes"]["values"] == [endings.PREEMPTED]  # which does not count
+    assert codes["onExitCodes"]["containerName"] == container["name"]
+    assert codes["action"] == condition["action"] == "FailJob"
+    [rule] = manifest["spec"]["failurePolicy"]["rules"]
+    assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert manifest["spec"]["network"]["enableDNSHostnames"]
     assert any(
         a.startswith("--workdir=gs://") for a in container["args"]

@@ -162,13 +162,13 @@ def test_what_is_said_of_an_error(error, status, words):
     assert re.search(words, sentence), sentence
 
 
-def start(body, *, variables=None, **streams):
+def start(body, *, variables=None, resumes=True, **streams):
     """Starts a command without JAX that does `body`."""
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     code = (
         "from isara_jax.shell import command\nfrom isara_jax.files import storage\nimport sys\n"
         f"\n\ndef work():\n{lines}\n\n\n"
-        "command.start(resumes=True)\ncommand.run(command.of(work))\n"
+        f"command.start(resumes={resumes})\ncommand.run(command.of(work))\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code], env=environment.of() | (variables or {}), text=True,
@@ -223,7 +223,7 @@ with storage.scratch(pathlib.Path(os.environ["SCRATCH"])) as folder:
 
 @pytest.mark.parametrize(
     ("number", "status", "words"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "told to end")],
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "told to end")],
 )
 def test_signals_are_obeyed_while_the_main_thread_is_busy(number, status, words, tmp_path):
     """It says that it ends, tidies up and ends, with no traceback."""
@@ -236,6 +236,60 @@ def test_signals_are_obeyed_while_the_main_thread_is_busy(number, status, words,
     assert started.returncode == status
     assert said.startswith(f"isara_jax: {words}") and said.endswith("the same command continues\n")
     assert not list(tmp_path.iterdir())
+
+
+# What a run does: it looks between its stages, each a long call into C, whether it is to end.
+SAVES = """
+import hashlib, os
+from isara_jax.shell import endings
+endings.grant(float(os.environ["GRACE"]))
+with storage.scratch() as folder, endings.saving_when_asked():
+    print(folder, flush=True)
+    while not endings.asked_to_end():
+        hashlib.pbkdf2_hmac("sha256", b"", b"", int(os.environ["STAGE"]))
+    endings.end_preempted("iteration 3")
+"""
+ASKED = "isara_jax: told to end (SIGTERM); saves and ends within {} s\n"
+
+
+@pytest.mark.parametrize(
+    ("grace", "stage", "signals", "status", "said"),
+    [
+        (60, 10**6, [signal.SIGTERM] * 2, 75,  # by a launcher that signals a group and its members
+         "told to end (SIGTERM): saved iteration 3; the same command continues"),
+        (1, 2**31 - 1, [signal.SIGTERM], 75,
+         "nothing could be saved within 1 s; what was saved stays, the same command continues"),
+        (60, 2**31 - 1, [signal.SIGTERM, signal.SIGINT], 130, ""),
+    ],
+)  # fmt: skip
+def test_a_preempted_run_saves_first(grace, stage, signals, status, said):
+    """Within its grace period, after which the launcher would kill it; a second signal ends it."""
+    variables = {"GRACE": str(grace), "STAGE": str(stage)}
+    started = start(SAVES, variables=variables, stdout=subprocess.PIPE)
+    folder = pathlib.Path(started.stdout.readline().strip())
+    started.send_signal(signals[0])
+    assert started.stderr.readline() == ASKED.format(grace)
+    for number in signals[1:]:
+        started.send_signal(number)
+    assert started.wait(timeout=20) == status
+    assert started.stderr.read() == (f"isara_jax: {said}\n" if said else "")
+    if said:
+        assert not folder.exists()
+    else:
+        folder.rmdir()  # at once
+
+
+def test_what_cannot_be_continued_is_not_said_to_be():
+    """Launchers would start it again and again."""
+    started = start(
+        "import time\nprint('there', flush=True)\ntime.sleep(60)",
+        resumes=False,
+        stdout=subprocess.PIPE,
+    )
+    started.stdout.readline()
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(timeout=20) == 143
+    assert started.stderr.read() == "isara_jax: told to end (SIGTERM)\n"
 
 
 def test_what_hangs_does_not_keep_a_signal_waiting():
