@@ -126,6 +126,8 @@ class Train:
     warmup: float = 0.03  # share of the steps; then cosine to zero
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    # A loss or gradient that is not finite. skip: the update is held back; stop: the run ends.
+    on_divergence: Literal["skip", "stop"] = "skip"
     lora: Lora = Lora()
 
 

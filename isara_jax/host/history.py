@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from isara_jax import config
 from isara_jax.evaluate import leakage, scores
 from isara_jax.files import storage
 from isara_jax.formats import pretrained
-from isara_jax.host import advice, validation
+from isara_jax.host import advice, held_back, validation
 from isara_jax.host.held_out import Scored
 from isara_jax.host.setup import Setup
 from isara_jax.method import accept
@@ -41,7 +42,7 @@ class History:
         self.data: dict[str, Any] = {
             "rows": [],
             "iterations": [],
-            "row_ids": _seed_ids(setup.n_pool),
+            "row_ids": seed_ids(setup.n_pool),
             "before": [],
             "after": [],
             "seconds": {},
@@ -78,26 +79,34 @@ class History:
         return entry | {"example": kept[0] if kept else None}
 
     def record_round(self, reports: Sequence[Report], workdir: pathlib.Path) -> dict[str, Any]:
-        """Writes the samples of the one-round baseline, drawn in parts, and returns its entry."""
-        seeds = _seed_ids(len(self._setup.task.seeds))
+        """Writes the samples of the one-round baseline, drawn in parts, and returns its entry.
+
+        With the `ids` of what was accepted.
+        """
+        seeds = seed_ids(len(self._setup.task.seeds))
         parts = (self._samples(f"round-{i}", one, seeds) for i, one in enumerate(reports, 1))
         samples = [sample for part in parts for sample in part]
         storage.write_lines(workdir / "samples" / "one_round.jsonl", samples)
         self.data["one_round"] = self._entry(samples, reports[-1])
-        return self.data["one_round"]
+        ids = [sample["id"] for sample in samples if sample["accepted"]]
+        return self.data["one_round"] | {"ids": ids}
 
     def _entry(self, samples: Sequence[dict[str, Any]], trained: Report) -> dict[str, Any]:
         """What became of samples, and of the fine-tuning on them."""
         reasons = collections.Counter(sample["reason"] for sample in samples)
         kept = [sample for sample in samples if sample["accepted"]]
-        return {
-            "attempted": len(samples),
-            "accepted": len(kept),
-            "reasons": {reason: reasons[reason] for reason in accept.REASONS},
-            "train_steps": int(trained.train_steps),
-            "train_loss_first": float(trained.train_first_loss),
-            "train_loss_last": float(trained.train_last_loss),
-        } | self._quality([(sample["question"], sample["answer"]) for sample in kept])
+        return (
+            {
+                "attempted": len(samples),
+                "accepted": len(kept),
+                "reasons": {reason: reasons[reason] for reason in accept.REASONS},
+                "train_steps": int(trained.train_steps),
+                "train_loss_first": _finite(trained.train_first_loss),
+                "train_loss_last": _finite(trained.train_last_loss),
+            }
+            | held_back.counted(trained.trouble)
+            | self._quality([(sample["question"], sample["answer"]) for sample in kept])
+        )
 
     def record_row(
         self, where: dict[str, str | int | None], scored: Scored, workdir: pathlib.Path, **more: Any
@@ -245,6 +254,11 @@ class History:
         ]
 
 
-def _seed_ids(n: int) -> list[str]:
+def _finite(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def seed_ids(n: int) -> list[str]:
     """What the first n seeds are called in files of samples."""
     return [f"seed-{i + 1}" for i in range(n)]

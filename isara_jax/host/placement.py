@@ -19,8 +19,8 @@ from isara_jax.models.network import DecoderConfig
 # Of a device's memory, for weights and what training keeps of them; the rest is for the cache and
 # for activations.
 _SHARE = 0.5
-# A trained parameter, its two moments, its gradient and that of a stream, all in f32.
-_TRAINED_BYTES = 20
+# A trained parameter, as it was before, its two moments, its gradient and that of a stream, in f32.
+_TRAINED_BYTES = 24
 
 
 def choose(

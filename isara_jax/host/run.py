@@ -13,14 +13,15 @@ import numpy as np
 from isara_jax import config
 from isara_jax.devices import processes
 from isara_jax.files import remote, storage
-from isara_jax.host import checkpoint, forecast, metrics, results, same_run, validation
+from isara_jax.host import checkpoint, forecast, held_back, metrics, results, same_run, validation
 from isara_jax.host.baselines import Baselines
 from isara_jax.host.cache_check import WORST_DIVERGENCE
 from isara_jax.host.executables import Executables, Shared
 from isara_jax.host.held_out import HeldOut
 from isara_jax.host.history import History
 from isara_jax.host.setup import Setup, prepare
-from isara_jax.method.state import Pool, State
+from isara_jax.method.state import Pool, Report, State
+from isara_jax.method.trouble import Trouble
 from isara_jax.models import lora
 from isara_jax.report import html, table
 
@@ -176,6 +177,7 @@ class _Run:
             jax.effects_barrier()  # every stage has been heard of
             entry = self.history.record(number, jax.device_get(report), self.workdir)
             self._tell(entry)
+            self._heed(number, report, state)
             rates = self._evaluate("isara", "after it", state.trainable, iteration=number)
             measured = self._validated(state.trainable)
             self.history.data["iterations"][-1] |= measured
@@ -223,19 +225,36 @@ class _Run:
         else:
             self.progress.say("  nothing was accepted; the run goes on with what the pool holds")
 
+    def _heed(self, number: int, report: Report, state: State) -> None:
+        """Says and keeps what the fine-tuning held back; ends the run where that is asked for."""
+        found, steps = jax.device_get((report.trouble, report.train_steps))
+        fine = held_back.Fine(f"iteration_{number}", f"iteration {number}", int(steps), found)
+        ids, c = self.history.data["row_ids"], self.setup.config
+        held_back.note(fine, state.pool, ids, self.setup, self.workdir, self.progress)
+        if not held_back.ends(fine, c):
+            return
+        kept = "Nothing was trained before it"
+        if number > 1:
+            self._export(state)  # a training that is dropped leaves the adapter as it was
+            kept = f"{results.folder(c)}/ has the result of iteration {number - 1}"
+        self.place.keep()
+        raise held_back.stopped(fine, c, kept)
+
     def _tell_example(self, question: str, answer: str) -> None:
         self.progress.say(f"  e.g. Q {question}\n       A {answer}")
 
     def _evaluate(
         self, method: str, title: str, trainable: lora.Trainable, how: int | None = None,
-        steps: int | None = None, chosen_on: int | None = None, *, iteration: int | None = None,
+        steps: int | None = None, chosen_on: int | None = None, trouble: Trouble | None = None, *,
+        iteration: int | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Scores a model, appends its row to the table and returns its metrics."""
         self.progress.lap("host")
         scored = self.held_out.score(trainable, how)
         self.progress.lap("evaluation")
         where = {"method": method, "iteration": iteration, "steps": steps}
-        more = {"chosen_on": chosen_on} if chosen_on else {}
+        more: dict[str, Any] = {"chosen_on": chosen_on} if chosen_on else {}
+        more |= held_back.counted(trouble) if trouble else {}
         self.history.record_row(where, scored, self.workdir, **more)
         self.progress.say(f"  {title}: {_headline(scored.row)}")
         if method == "base" and scored.examples:

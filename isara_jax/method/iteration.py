@@ -146,6 +146,7 @@ def _conclude(
         train_first_loss=fitted.first_loss,
         train_last_loss=fitted.last_loss,
         train_tokens=fitted.tokens,
+        trouble=fitted.trouble,
     )
     return State(fitted.trainable, pool, step + 1), report
 

@@ -6,6 +6,7 @@ and divided by all their tokens: it is the batch's own.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from isara_jax import config
 from isara_jax.devices import mesh as mesh_lib
+from isara_jax.method import trouble
 from isara_jax.models import decoder, lora
 from isara_jax.text import packing
 
@@ -46,10 +48,12 @@ class Fit(NamedTuple):
     """The outcome of a fit.
 
     Attributes:
-      trainable: what was trained.
-      steps: optimiser steps taken.
-      first_loss, last_loss: mean over the first and the last tenth of them, in nats a token.
+      trainable: what was trained; as it was before where that was dropped.
+      steps: optimiser steps, those held back among them.
+      first_loss, last_loss: mean over the first and the last tenth of them, those held back left
+        out, in nats a token.
       tokens: read, padding not counted.
+      trouble: what was held back.
     """
 
     trainable: lora.Trainable
@@ -57,6 +61,7 @@ class Fit(NamedTuple):
     first_loss: jax.Array
     last_loss: jax.Array
     tokens: jax.Array
+    trouble: trouble.Trouble
 
 
 def steps_for(sequences: Sequences, train: config.Train, params: TrainParams) -> jax.Array:
@@ -188,6 +193,24 @@ def plan(
     return Plan(rows=per_device * devices, remat=remat)
 
 
+class _Fitting(NamedTuple):
+    """What a step changes.
+
+    `before` is the loss before any update; `loss` sums that of the first and the last tenth of the
+    steps `[2]`, over `counted [2]` batches.
+    """
+
+    step: jax.Array
+    trainable: lora.Trainable
+    optimizer: optax.OptState
+    order: jax.Array
+    before: jax.Array
+    loss: jax.Array
+    counted: jax.Array
+    tokens: jax.Array
+    trouble: trouble.Trouble
+
+
 def fit(
     model: decoder.Decoder,
     base: dict,
@@ -200,8 +223,13 @@ def fit(
     span: int,
     rows: int,
     mesh: Mesh,
+    on_step: Callable[..., None] | None = None,
 ) -> Fit:
     """Runs `steps` optimiser steps over shuffled passes through the valid sequences.
+
+    Updates that are not finite are held back (`trouble`); under `train.on_divergence="stop"` the
+    first of them is the last step. A training that has come to nothing leaves `trainable` as it
+    was.
 
     Args:
       model: the network.
@@ -215,10 +243,13 @@ def fit(
       span: the most tokens of an answer with its EOS.
       rows: of a stream, each as long as the longest sequence.
       mesh: the devices they are spread over.
+      on_step: called on the host every few steps, with the steps begun, all steps, and the tokens
+        read.
     """
     tx, b = optimizer(train), train.batch_size
     count = jnp.sum(sequences.valid)
     steps_a_pass = jnp.maximum(_ceil_div(count, b), 1)
+    tenth = jnp.maximum(steps // 10, 1)
 
     def shuffled(number: jax.Array) -> jax.Array:
         """The valid sequences in the order of a pass, then the others."""
@@ -240,10 +271,9 @@ def fit(
         add = lambda index, total: jax.tree.map(jnp.add, total, one(index))  # noqa: E731
         return jax.lax.fori_loop(0, used, add, zero)
 
-    def body(step: jax.Array, carry: tuple) -> tuple:
-        trainable, state, order, first, last, tokens = carry
-        place = step % steps_a_pass
-        order = jax.lax.cond(place == 0, lambda: shuffled(step // steps_a_pass), lambda: order)
+    def body(s: _Fitting) -> _Fitting:
+        place = s.step % steps_a_pass
+        order = jax.lax.cond(place == 0, lambda: shuffled(s.step // steps_a_pass), lambda: s.order)
         at = place * b + jnp.arange(b)
         picked = order[at % order.shape[0]]
         lengths = jnp.where(at < count, sequences.lengths[picked], 0)
@@ -251,19 +281,52 @@ def fit(
             sequences.ids[picked], lengths, sequences.begin[picked], rows, span, mesh
         )
         answered = jnp.maximum(jnp.sum(batch.inside), 1)
-        value, grads = jax.tree.map(lambda x: x / answered, gradient(trainable, batch, used))
-        updates, state = tx.update(grads, state, trainable)
-        rate = learning_rate(params, step, steps)
-        trainable = jax.tree.map(lambda t, u: t - rate * u, trainable, updates)
-        first += jnp.where(step < tenth, value, 0.0)
-        last += jnp.where(step >= steps - tenth, value, 0.0)
-        return trainable, state, order, first, last, tokens + jnp.sum(lengths)
+        loss, grads = jax.tree.map(lambda x: x / answered, gradient(s.trainable, batch, used))
+        norm = optax.tree.norm(grads)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, moved = tx.update(grads, s.optimizer, s.trainable)
+        rate = learning_rate(params, s.step, steps)
+        updated = jax.tree.map(lambda t, u: t - rate * u, s.trainable, updates)
+        trained, state = trouble.keep(good, (updated, moved), (s.trainable, s.optimizer))
+        before = jnp.where(good & jnp.isnan(s.before), loss, s.before)
+        counted = jnp.stack([s.step < tenth, s.step >= steps - tenth]) & good
+        tokens = s.tokens + jnp.sum(lengths)
+        _tell(on_step, s.step + 1, steps, tokens)
+        return _Fitting(
+            s.step + 1, trained, state, order, before,
+            s.loss + jnp.where(counted, loss, 0.0), s.counted + counted, tokens,
+            s.trouble.noted(good, s.step, jnp.where(at < count, picked, -1), loss, norm),
+        )  # fmt: skip
 
-    tenth = jnp.maximum(steps // 10, 1)
-    zero, order = jnp.float32(0), jnp.zeros(sequences.valid.shape, jnp.int32)
-    carry = (trainable, tx.init(trainable), order, zero, zero, jnp.int32(0))
-    trainable, _, _, first, last, tokens = jax.lax.fori_loop(0, steps, body, carry)
-    return Fit(trainable, steps, first / tenth, last / tenth, tokens)
+    def stopped(s: _Fitting) -> jax.Array:
+        return (s.trouble.count > 0) & (train.on_divergence == "stop")
+
+    order, two = jnp.zeros(sequences.valid.shape, jnp.int32), jnp.zeros(2)
+    zero, nothing = jnp.int32(0), trouble.Trouble.none(b)
+    begin = _Fitting(
+        zero, trainable, tx.init(trainable), order, jnp.float32(jnp.nan), two, two, zero, nothing
+    )
+    done = jax.lax.while_loop(lambda s: (s.step < steps) & ~stopped(s), body, begin)
+    first, last = done.loss / done.counted
+    dropped = trouble.diverged(done.before, last, model.config.vocab_size)
+    dropped = (steps > 0) & (dropped | stopped(done) | ~trouble.finite(done.trainable))
+    return Fit(
+        trouble.keep(~dropped, done.trainable, trainable), steps, first, last, done.tokens,
+        done.trouble._replace(dropped=dropped),
+    )  # fmt: skip
+
+
+def _tell(
+    on_step: Callable[..., None] | None, step: jax.Array, steps: jax.Array, tokens: jax.Array
+) -> None:
+    """Calls the host every twentieth of the steps: it has more to do than to listen."""
+    if on_step is not None:
+        every = jnp.maximum(steps // 20, 1)
+        jax.lax.cond(
+            step % every == 0,
+            lambda: jax.debug.callback(on_step, step, steps, tokens),
+            lambda: None,
+        )
 
 
 def _packed(
