@@ -163,6 +163,9 @@ class Config:
     # The iteration whose model is the result. best: that of the lowest loss on the validation
     # seeds, which ISARA then never sees (the baselines do).
     keep: Literal["last", "best"] = "last"
+    # Iterations in a row that accept nothing, which end the run; 0: none do. One may be mended by
+    # its training on the seeds, which teaches their form, and a second by the next.
+    patience: int = 3
     execution: Literal["fused", "staged"] = "fused"
     slots: int = 64  # sequences decoded at once
     kv_cache: Literal["auto", "int8"] = "auto"  # auto: as the activations; int8: half of bf16's
@@ -305,7 +308,7 @@ def _validate(c: Config) -> None:
         "train.epochs train.batch_size train.lora.rank evaluation.k evaluation.judge_tokens"
     )
     not_negative = (
-        "seed pair_tokens task.n_seeds question.prompt_tokens answer.prompt_tokens "
+        "seed patience pair_tokens task.n_seeds question.prompt_tokens answer.prompt_tokens "
         "question.max_tokens answer.max_tokens "
         "filters.min_tokens train.warmup train.weight_decay train.learning_rate "
         "train.clip_norm train.lora.alpha evaluation.n evaluation.temperature filters.rouge_l"

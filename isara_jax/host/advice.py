@@ -1,4 +1,8 @@
-"""What to change where most samples of an iteration are rejected for one reason."""
+"""What to change where most samples of an iteration are rejected for one reason, or all are."""
+
+import collections
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +27,22 @@ def of(report: Report, c: Config) -> str | None:
         return None
     name, rows = accept.REASONS[worst], report.reason == worst
     return f"{counts[worst]} of {len(rows)} are {name}: {_cure(name, report, rows, c)}"
+
+
+def given_up(iterations: Sequence[dict[str, Any]], c: Config) -> str | None:
+    """One line where the last iterations accepted nothing, as many as `config.patience`; or None.
+
+    Args:
+      iterations: entries of the run's history.
+      c: its configuration.
+    """
+    last = iterations[-c.patience :] if c.patience else []
+    if len(last) < max(c.patience, 1) or any(entry["accepted"] for entry in last):
+        return None
+    reasons = sum((collections.Counter(entry["reasons"]) for entry in last), collections.Counter())
+    counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common() if n)
+    cure = last[-1]["advice"] or "no reason is that of most; read samples/"
+    return f"nothing was accepted in {len(last)} iterations ({counts}); in the last, {cure}"
 
 
 def _cure(name: str, report: Report, rows: np.ndarray, c: Config) -> str:

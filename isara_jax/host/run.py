@@ -13,7 +13,16 @@ import numpy as np
 from isara_jax import config
 from isara_jax.devices import processes
 from isara_jax.files import remote, storage
-from isara_jax.host import checkpoint, forecast, held_back, metrics, results, same_run, validation
+from isara_jax.host import (
+    advice,
+    checkpoint,
+    forecast,
+    held_back,
+    metrics,
+    results,
+    same_run,
+    validation,
+)
 from isara_jax.host.baselines import Baselines
 from isara_jax.host.cache_check import WORST_DIVERGENCE
 from isara_jax.host.executables import Executables, Shared
@@ -168,6 +177,8 @@ class _Run:
             measured = self._validated(None)
             self.history.data["base"] = measured
             writer.write(0, rates | measured)
+        self._expect_end()
+        self._lose_patience()  # if it ended so, and is started again
         if int(jax.device_get(state.step)) < self.setup.config.iterations:
             self.exe.compile_step(state)
         self.progress.say(f"  compiled, {self.exe.seconds:.0f} s in all")
@@ -185,11 +196,33 @@ class _Run:
             numbers = {k: v for k, v in entry.items() if isinstance(v, (int, float))}
             writer.write(number, rates | reasons | numbers | measured)
             self.history.data["seconds"] = dict(self.progress.seconds)
+            self._expect_end()
             self.place.keep()  # before the checkpoint, which vouches for it
             self.checkpoints.save(number, state, self.history.data)
             if self.setup.config.keep == "best":
                 self._export_if_best(state)
+            elif entry["accepted"] and number < self.setup.config.iterations:
+                self._export(state)  # the result, should those that follow accept nothing
+            self._lose_patience()
         return state
+
+    def _expect_end(self) -> None:
+        done = self.history.data["iterations"]
+        self.progress.ends_in(forecast.left(self.setup, done, self.progress.seconds))
+
+    def _lose_patience(self) -> None:
+        """Ends the run where several iterations in a row have accepted nothing."""
+        entries = self.history.data["iterations"]
+        if said := advice.given_up(entries, self.setup.config):
+            good = [entry["iteration"] for entry in entries if entry["accepted"]]
+            result = f"{self.place / results.folder(self.setup.config)} has the result of iteration"
+            kept = f"{result} {good[-1]}" if good else "no iteration has a result"
+            self.checkpoints.wait()
+            self.place.keep()
+            raise config.UserError(
+                f"{said}. What was written is kept, {kept}; change this in another --workdir, or "
+                "go on in this one with --config.patience=0"
+            )
 
     def _validated(self, trainable: lora.Trainable | None) -> dict[str, float]:
         """A model's `validation_loss`, where an iteration is chosen by it; None: the base model."""

@@ -92,6 +92,7 @@ def fine_tune(
         p.trained, inputs.base, trainable, sequences, c, inputs.hyper.train,
         train.steps_for(sequences, c, inputs.hyper.train),
         keys.shuffle(inputs.hyper.seed, step), p.sizes.answer, p.training.rows, p.mesh,
+        p.on_step,
     )  # fmt: skip
 
 
