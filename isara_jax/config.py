@@ -391,10 +391,17 @@ def traced(params: type[_Params], group: Any) -> _Params:
       group: a dataclass that has them.
 
     Returns:
-      Scalars of the host, by the fields' declared types, to be placed by the caller.
+      Scalars of the host, by the fields' declared types, to be placed by the caller. Of a field
+      with choices it is the number of the one chosen, from 0.
     """
     kinds = typing.get_type_hints(type(group))
-    return params(*(_SCALARS[kinds[name]](getattr(group, name)) for name in params._fields))
+
+    def scalar(kind: Any, value: Any) -> np.generic:
+        if typing.get_origin(kind) is Literal:
+            return np.int32(typing.get_args(kind).index(value))
+        return _SCALARS[kind](value)
+
+    return params(*(scalar(kinds[name], getattr(group, name)) for name in params._fields))
 
 
 def to_dict(config: Config) -> dict[str, Any]:

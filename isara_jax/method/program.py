@@ -197,7 +197,10 @@ def static(c: Config) -> Config:
         question=dataclasses.replace(c.question, sampling=config.Sampling()),
         answer=dataclasses.replace(c.answer, sampling=config.Sampling()),
         filters=config.Filters(),
-        train=dataclasses.replace(c.train, data="latest", learning_rate=0.0, warmup=0.0, epochs=1),
+        train=dataclasses.replace(
+            c.train, data="latest", learning_rate=0.0, warmup=0.0, epochs=1, on_divergence="skip"
+        ),
+        patience=0,
         evaluation=dataclasses.replace(c.evaluation, temperature=1.0, baselines=(), sft_steps=()),
     )
 

@@ -27,12 +27,16 @@ LOGITS_BYTES = 512 << 20  # of f32 logits at once on a device
 MOST_TOKENS, FEWEST_TOKENS, CPU_TOKENS = 4096, 1024, 800
 
 
+_STOP = 1  # of the choices of `config.Train.on_divergence`
+
+
 class TrainParams(NamedTuple):
     """The traced part of `config.Train`."""
 
     learning_rate: jax.Array
     warmup: jax.Array
     epochs: jax.Array
+    on_divergence: jax.Array
 
 
 class Sequences(NamedTuple):
@@ -299,7 +303,7 @@ def fit(
         )  # fmt: skip
 
     def stopped(s: _Fitting) -> jax.Array:
-        return (s.trouble.count > 0) & (train.on_divergence == "stop")
+        return (s.trouble.count > 0) & (params.on_divergence == _STOP)
 
     order, two = jnp.zeros(sequences.valid.shape, jnp.int32), jnp.zeros(2)
     zero, nothing = jnp.int32(0), trouble.Trouble.none(b)

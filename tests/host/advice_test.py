@@ -71,3 +71,19 @@ def test_every_reason_has_a_cure():
     c = config.Config()
     lines = {advice.of(report([reason] * N), c) for reason in accept.REASONS[1:]}
     assert len(lines) == len(accept.REASONS) - 1 and None not in lines
+
+
+def test_when_a_run_is_given_up():
+    """So many empty iterations in a row at the end, with all their reasons; never at 0."""
+
+    def entry(accepted, **reasons):
+        return {"accepted": accepted, "reasons": reasons, "advice": "5 of 9 are x: do y"}
+
+    empty = [entry(0, answer_short=3, question_short=6), entry(0, answer_short=9)]
+    c = config.Config(patience=2)
+    said = advice.given_up([entry(4), *empty], c)
+    assert said.startswith("nothing was accepted in 2 iterations (12 answer_short, 6 question_sh")
+    assert said.endswith("in the last, 5 of 9 are x: do y")
+    assert advice.given_up([*empty, entry(1)], c) is None
+    assert advice.given_up(empty[:1], c) is None
+    assert advice.given_up(empty * 9, config.Config(patience=0)) is None

@@ -50,6 +50,7 @@ _fit = jax.jit(train.fit, static_argnames=("model", "train", "span", "rows", "me
 
 def fit(model, params, start, data, settings=SETTINGS, rate=2e-3):
     how = config.traced(train.TrainParams, dataclasses.replace(settings, learning_rate=rate))
+    settings = SETTINGS  # all that differs is traced
     return jax.device_get(
         _fit(
             model, params, start, jax.tree.map(jnp.asarray, data), settings, how,
