@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isara_jax import config
-from isara_jax.evaluate import leakage, scores
+from isara_jax.evaluate import diversity, leakage, scores
 from isara_jax.files import storage
 from isara_jax.formats import pretrained
 from isara_jax.host import advice, held_back, validation
-from isara_jax.host.held_out import Scored
+from isara_jax.host.held_out import NLL, Scored
 from isara_jax.host.setup import Setup
 from isara_jax.method import accept
 from isara_jax.method.state import Report
@@ -100,6 +100,7 @@ class History:
                 "attempted": len(samples),
                 "accepted": len(kept),
                 "reasons": {reason: reasons[reason] for reason in accept.REASONS},
+                "distinct_2": diversity.distinct([sample["question"] for sample in samples], 2),
                 "train_steps": int(trained.train_steps),
                 "train_loss_first": _finite(trained.train_first_loss),
                 "train_loss_last": _finite(trained.train_last_loss),
@@ -215,6 +216,20 @@ class History:
             ],
             "one_round": one_round and of(one_round),
         }
+
+    def collapsed(self) -> str | None:
+        """What is to be said of the last iteration, once it is measured; its entry keeps it."""
+        entries, rows = self.data["iterations"], self.data["rows"]
+        losses = [row["metrics"].get(NLL) for row in rows if row["method"] in ("base", "isara")]
+        if self._setup.config.keep == "best":
+            losses = [self.data["base"]["validation_loss"], *self.validation_losses]
+        said = advice.collapsed(
+            [entry.get("distinct_2") for entry in entries],
+            losses if None not in losses else [],
+            self._setup.config,
+        )
+        entries[-1]["collapse"] = said
+        return said
 
     @property
     def validation_losses(self) -> list[float]:

@@ -192,6 +192,8 @@ class _Run:
             rates = self._evaluate("isara", "after it", state.trainable, iteration=number)
             measured = self._validated(state.trainable)
             self.history.data["iterations"][-1] |= measured
+            if said := self.history.collapsed():
+                self.progress.say(f"  {said}")
             reasons = {f"reason/{name}": count for name, count in entry["reasons"].items()}
             numbers = {k: v for k, v in entry.items() if isinstance(v, (int, float))}
             writer.write(number, rates | reasons | numbers | measured)

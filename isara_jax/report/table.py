@@ -276,8 +276,13 @@ def notes(summary: Summary) -> list[str]:
 
 
 def provenance(summary: Summary) -> list[str]:
-    """Which iteration was kept and why, what was seen of the held-out questions, and trouble."""
-    found = (_kept(summary), _leakage(summary), _trouble(summary))
+    """Which iteration was kept, what was seen of the held-out questions, trouble and collapse."""
+    found = [_kept(summary), _leakage(summary), _trouble(summary)]
+    found += [
+        f"Iteration {i.get('iteration')}: {i['collapse']}."
+        for i in get(summary, "iterations") or []
+        if i.get("collapse")
+    ]
     return [line for line in found if line]
 
 
@@ -355,6 +360,8 @@ def acceptance(summary: Summary) -> tuple[list[str], list[tuple[str, list[str]]]
     columns += [
         (r.replace("_", " "), [_count(get(i, "reasons", r) or 0) for i in its]) for r in reasons
     ]
+    if any(get(i, "distinct_2") is not None for i in its):
+        columns += [("distinct word pairs", [percent(get(i, "distinct_2")) for i in its])]
     for name in ("valid_questions", "aligned_answers"):
         if any(get(i, name) is not None for i in its):
             columns += [(name.replace("_", " "), [percent(get(i, name)) for i in its])]

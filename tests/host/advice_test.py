@@ -87,3 +87,17 @@ def test_when_a_run_is_given_up():
     assert advice.given_up([*empty, entry(1)], c) is None
     assert advice.given_up(empty[:1], c) is None
     assert advice.given_up(empty * 9, config.Config(patience=0)) is None
+
+
+def test_what_counts_as_collapse():
+    """Values of runs that did well say nothing; half the diversity, or a loss that rose, do."""
+    c = config.Config()
+    assert advice.collapsed([0.215, 0.207, 0.204], [], c) is None  # safety, tiny_llama
+    assert advice.collapsed([0.798, 0.682, 0.629], [2.012, 1.746, 1.844, 1.870], c) is None
+    assert advice.collapsed([0.2], [2.0, 1.9], c) is None  # nothing to compare with
+    assert advice.collapsed([None, None], [], c) is None  # no two words anywhere
+    said = advice.collapsed([0.2, 0.22, 0.1], [], c)
+    assert "10.0% of their word pairs are distinct, 22.0% before" in said and "loss" not in said
+    said = advice.collapsed([0.2, 0.2], [2.0, 1.7, 2.1], c)
+    assert said.startswith("collapse: the loss rose to 2.10 nats a token from 1.70; lower config.")
+    assert "rose to nan" in advice.collapsed([0.2, 0.2], [2.0, 1.7, float("nan")], c)
