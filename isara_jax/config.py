@@ -167,7 +167,7 @@ class Config:
     # its training on the seeds, which teaches their form, and a second by the next.
     patience: int = 3
     execution: Literal["fused", "staged"] = "fused"
-    slots: int = 64  # sequences decoded at once
+    slots: int = 64  # sequences decoded at once; 0: as many as fit (host.memory)
     kv_cache: Literal["auto", "int8"] = "auto"  # auto: as the activations; int8: half of bf16's
     pair_tokens: int = 0  # of a demonstration in a prompt of k; 0: an average seed's and an eighth
     compilation_cache: bool = True
@@ -304,11 +304,11 @@ def _validate(c: Config) -> None:
             raise ConfigError(f"config.{field}={found!r}: {rule}")
 
     positive = (
-        "iterations samples_per_iteration slots question.k answer.k "
+        "iterations samples_per_iteration question.k answer.k "
         "train.epochs train.batch_size train.lora.rank evaluation.k evaluation.judge_tokens"
     )
     not_negative = (
-        "seed patience pair_tokens task.n_seeds question.prompt_tokens answer.prompt_tokens "
+        "seed patience slots pair_tokens task.n_seeds question.prompt_tokens answer.prompt_tokens "
         "question.max_tokens answer.max_tokens "
         "filters.min_tokens train.warmup train.weight_decay train.learning_rate "
         "train.clip_norm train.lora.alpha evaluation.n evaluation.temperature filters.rouge_l"

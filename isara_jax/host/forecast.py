@@ -12,6 +12,7 @@ import numpy as np
 from isara_jax.evaluate import choices, judges
 from isara_jax.files import remote
 from isara_jax.formats import pretrained
+from isara_jax.host import memory
 from isara_jax.host.setup import Setup
 from isara_jax.tasks import domains
 from isara_jax.text import packing, special_tokens, tokens
@@ -45,11 +46,20 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
             f"  devices     {p.mesh.size} × {devices[0].device_kind}, mesh {axes}",
             f"  run         {c.iterations} iterations of {c.samples_per_iteration} samples, "
             f"{c.execution}, {c.train.trainable} training{continued}",
+            f"  memory      {_memory(s)}",
             f"  workdir     {workdir}",
             f"  time        about {max(1, round(_seconds(s) / 60))} min "
             "(from a matrix product timed just now)",
         ]
     )
+
+
+def _memory(s: Setup) -> str:
+    """What a device holds; a container that has less ends the run without a word."""
+    taken = memory.use(s.program, s.judge_bytes).total / memory.GB
+    has = memory.of_a_device(s.program) / memory.GB
+    short = "; that is more than there is: take fewer --config.slots" if taken > has else ""
+    return f"about {taken:.2f} of {has:.2f} GB a device, with {s.config.slots} slots{short}"
 
 
 def _sources(s: Setup) -> list[str]:

@@ -18,6 +18,7 @@ from isara_jax.host import (
     checkpoint,
     forecast,
     held_back,
+    memory,
     metrics,
     results,
     same_run,
@@ -64,7 +65,11 @@ def run(
         progress.expect("questions", c.samples_per_iteration)
         progress.expect("answers", c.samples_per_iteration)
         place.local.mkdir(parents=True, exist_ok=True)
-        with checkpoint.Checkpoints(place) as checkpoints, jax.transfer_guard("disallow"):
+        with (
+            memory.told(setup.program, setup.judge_bytes),
+            checkpoint.Checkpoints(place) as checkpoints,
+            jax.transfer_guard("disallow"),
+        ):
             return _Run(setup, place, shared, checkpoints).to_the_end()
 
 

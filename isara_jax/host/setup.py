@@ -18,7 +18,7 @@ from isara_jax.evaluate.choices import Choices
 from isara_jax.evaluate.judges import Loaded, Reading
 from isara_jax.evaluate.prompts import Prompts
 from isara_jax.formats import adapters, pretrained, weights
-from isara_jax.host import fingerprint, lengths, placement
+from isara_jax.host import fingerprint, lengths, memory, placement
 from isara_jax.method import retrieval, train
 from isara_jax.method.program import Hyper, Inputs, Program, Sizes
 from isara_jax.method.progress import Progress
@@ -81,6 +81,11 @@ class Setup(NamedTuple):
         return sum(x.size for x in jax.tree.leaves(self.inputs.base))
 
     @property
+    def judge_bytes(self) -> int:
+        """Of the judges' weights on a device."""
+        return placement.placed_bytes([judge.params for judge in self.measured.judges])
+
+    @property
     def n_pool(self) -> int:
         """How many seeds ISARA starts from."""
         return len(self.pool.question.bare.lengths)
@@ -127,6 +132,10 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
         placement.check(reading.base.network, c.mesh_shape, f"the judge {reading.name}")
     program = _program(encoded, len(task.seeds), base, template, progress)
     _check_prompts(program)
+    judge_params = sum(placement.n_params(reading.base.network) for reading in readings)
+    itemsize = jnp.dtype(program.model.dtype).itemsize
+    split = program.mesh.shape["fsdp"] * program.mesh.shape["model"]
+    program = memory.with_slots(program, judge_params * itemsize / split)
     params = weights.load(base.path, program.model, program.mesh)
     judging = tuple(reading.load(c.model.dtype, program.mesh) for reading in readings)
     # What is left of the memory decides, now that all weights are there.

@@ -168,14 +168,25 @@ class Plan(NamedTuple):
     remat: bool
 
 
+def kept_bytes(model: decoder.Decoder, mesh: Mesh, *, remat: bool) -> float:
+    """Bytes that a device keeps for the gradient, of a token.
+
+    A block keeps about 10 vectors of its width and 5 of its MLP's (measured at LLaMA-7B's shape:
+    47.8 GB for 8,192 tokens; with recomputation, where all but one keep their input alone, 4.1
+    GB); along `model` all but 3 are split (compiled for TPUs: 113, 67 and 34 KB over 1, 2 and 8
+    devices).
+    """
+    c = model.config
+    block = 3 * c.width + (7 * c.width + 5 * c.hidden) / mesh.shape["model"]
+    kept = block + c.n_layers * c.width if remat else c.n_layers * block
+    return kept * jnp.dtype(model.dtype).itemsize
+
+
 def plan(
     model: decoder.Decoder, train: config.Train, row_tokens: int, mesh: Mesh, free: float
 ) -> Plan:
     """Streams as large as keep the device busy, smaller ones rather than computing blocks again.
 
-    Of a token a block keeps about 10 vectors of its width and 5 of its MLP's for the gradient
-    (measured at LLaMA-7B's shape: 47.8 GB for 8,192 tokens; with recomputation 4.1 GB); along
-    `model` all but 3 are split (compiled for TPUs: 113, 67 and 34 KB over 1, 2 and 8 devices).
     `auto` recomputes where a stream of `FEWEST_TOKENS` would keep more than half of the memory that
     is left.
 
@@ -187,9 +198,8 @@ def plan(
       free: bytes left on each with everything but activations on it; infinite on CPUs, where
         nothing is recomputed.
     """
-    c, devices = model.config, mesh_lib.batch_devices(mesh)
-    kept = 3 * c.width + (7 * c.width + 5 * c.hidden) / mesh.shape["model"]
-    room = free / 2 / (c.n_layers * kept * jnp.dtype(model.dtype).itemsize)
+    devices = mesh_lib.batch_devices(mesh)
+    room = free / 2 / kept_bytes(model, mesh, remat=False)
     wanted = CPU_TOKENS if mesh_lib.on_cpu(mesh) else MOST_TOKENS
     remat = train.remat == "blocks" or (train.remat == "auto" and room < FEWEST_TOKENS)
     tokens = wanted if remat else min(wanted, max(room, FEWEST_TOKENS))
