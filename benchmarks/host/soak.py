@@ -32,7 +32,7 @@ MB = 1e6
 _SETTINGS = {
     "slots": 8, "train.epochs": 1, "train.batch_size": 8, "train.data": "latest",
     "train.include_seeds": False, "evaluation.n": 4, "evaluation.baselines": "()",
-    "question.max_tokens": 24, "answer.max_tokens": 32, "task.n_seeds": 8,
+    "task.n_seeds": 8,
     "filters.finished": False, "filters.min_tokens": 0, "filters.rouge_l": 2.0,
 }  # fmt: skip
 
