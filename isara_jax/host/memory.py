@@ -84,7 +84,7 @@ def use(p: Program, judges: float = 0.0) -> Use:
         adapter = jax.eval_shape(lambda key: lora.init(network, c.train.lora, key), key)
         trained = sum(x.size for x in jax.tree.leaves(adapter))
     prompt, drawn = longest(p)
-    slots = math.ceil(c.slots / batch)
+    slots, samples = math.ceil(c.slots / batch), c.samples_per_iteration
     wide = 10 * network.width + 5 * network.hidden / model  # of a block, a token
     read = max(1, scheduling.refill(c.slots, batch) // batch) * prompt
     alive = 4 * network.width + 3 * network.hidden / model  # of them, where none is kept
@@ -99,7 +99,7 @@ def use(p: Program, judges: float = 0.0) -> Use:
         cache=cache_bytes(p, prompt + drawn),
         prefill=read * wide * item + fresh + logits,
         activations=tokens * kept + min(train.LOGITS_BYTES, 4 * tokens * network.vocab_size) * 2,
-        scoring=slots * (prompt + drawn) * alive * item,
+        scoring=math.ceil(min(c.slots, samples) / batch) * (prompt + drawn) * alive * item,
         pool=4.0 * sizes.pool * row,
     )
 
@@ -206,7 +206,8 @@ def with_less(run: Callable[[config.Config], _Result], c: config.Config) -> _Res
 def _full(p: Program, judges: float, said: str) -> FullError:
     taken, has = use(p, judges), of_a_device(p)
     rows = mesh_lib.batch_devices(p.mesh)
-    fewer, cures = p.config.slots // 2 // rows * rows, []
+    fewer = min(p.config.slots // 2, p.config.samples_per_iteration) // rows * rows
+    cures = []
     while fewer // 2 >= rows and use(_slotted(p, fewer), judges).total > _FITS * has:
         fewer //= 2
     less = use(_slotted(p, fewer), judges).total if fewer else taken.total

@@ -132,12 +132,13 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
         placement.check(reading.base.network, c.mesh_shape, f"the judge {reading.name}")
     program = _program(encoded, len(task.seeds), base, template, progress)
     _check_prompts(program)
-    judge_params = sum(placement.n_params(reading.base.network) for reading in readings)
-    itemsize = jnp.dtype(program.model.dtype).itemsize
     split = program.mesh.shape["fsdp"] * program.mesh.shape["model"]
-    program = memory.with_slots(program, judge_params * itemsize / split)
-    params = weights.load(base.path, program.model, program.mesh)
-    judging = tuple(reading.load(c.model.dtype, program.mesh) for reading in readings)
+    beside = sum(placement.n_params(reading.base.network) for reading in readings) / split
+    beside *= jnp.dtype(program.model.dtype).itemsize
+    program = memory.with_slots(program, beside)
+    with memory.told(program, beside):
+        params = weights.load(base.path, program.model, program.mesh)
+        judging = tuple(reading.load(c.model.dtype, program.mesh) for reading in readings)
     # What is left of the memory decides, now that all weights are there.
     program = plan_training(
         program, placement.placed_bytes((params, [judge.params for judge in judging]))
@@ -313,6 +314,11 @@ def _initial_adapter(c: config.Config, network: DecoderConfig) -> lora.Trainable
                 f"config.train.lora.{field.name}={ours}, but {c.train.init_adapter} has {theirs}; "
                 "set the one to the other"
             )
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(adapter)):
+        raise config.ConfigError(
+            f"config.train.init_adapter={c.train.init_adapter!r} has numbers that are not finite; "
+            "take an adapter of before its training diverged"
+        )
     return adapter
 
 

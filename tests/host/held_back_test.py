@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from isara_jax import config
-from isara_jax.host import held_back, run
+from isara_jax.host import held_back, run, setup
 from isara_jax.host.executables import Shared
 from isara_jax.method.trouble import Trouble
 from isara_jax.report import table
@@ -76,3 +76,12 @@ def test_a_batch_is_told_where_it_is_not_lost():
         "in trouble/iteration_2.jsonl)"
     )
     assert not held_back.ends(fine, config.Config())
+
+
+def test_an_adapter_that_is_not_finite_is_no_start(random_model, tmp_path, monkeypatch):
+    """Each loss would be NaN, and each update held back."""
+    c = config.resolve(small(random_model, train__init_adapter=str(tmp_path)))
+    bad = {"layers_0": {"a": np.array([1.0, np.inf])}}
+    monkeypatch.setattr(setup.adapters, "load", lambda *_: (bad, c.train.lora))
+    with pytest.raises(config.ConfigError, match="init_adapter=.* has numbers that are not finite"):
+        setup.prepare(c, tmp_path, None)
