@@ -12,9 +12,10 @@ from isara_jax.method.state import Report
 from isara_jax.text import stops
 
 _SHARE = 0.5  # of the samples, from which on a reason is a fault of the settings
-# Collapse. Of the word pairs of an iteration's questions so many are distinct, as a share of those
-# of the most diverse iteration before; in 20 runs that did well it was never below 0.78.
+# Collapse. Of an iteration's questions, and of their word pairs, so many are distinct, as a share
+# of those of the most diverse iteration before; in 20 runs that did well never below 0.78.
 _DISTINCT = 0.67
+DIVERSITY = {"distinct": "questions", "distinct_2": "word pairs of questions"}
 # A loss above the lowest before, in nats a token; runs that did well came to 0.13.
 _LOST = 0.25
 
@@ -50,23 +51,22 @@ def given_up(iterations: Sequence[dict[str, Any]], c: Config) -> str | None:
     return f"nothing was accepted in {len(last)} iterations ({counts}); in the last, {cure}"
 
 
-def collapsed(distinct: Sequence[float | None], losses: Sequence[float], c: Config) -> str | None:
+def collapsed(
+    iterations: Sequence[dict[str, Any]], losses: Sequence[float], c: Config
+) -> str | None:
     """One line where the last iteration has lost what those before it had; or None.
 
     Args:
-      distinct: of each iteration, the share of its questions' word pairs that are distinct.
+      iterations: entries of the run's history, with shares of what is distinct in `DIVERSITY`.
       losses: on held-out or validation answers, in nats a token, of the base model and after each
         iteration; empty where none is measured.
       c: the configuration.
     """
     said = []
-    known = [share for share in distinct[:-1] if share is not None]
-    now = distinct[-1] or 0.0
-    if known and now < _DISTINCT * max(known):
-        said.append(
-            f"the questions are less diverse: {now:.1%} of their word pairs are distinct, "
-            f"{max(known):.1%} before"
-        )
+    for name, what in DIVERSITY.items():
+        *before, now = (entry.get(name) or 0.0 for entry in iterations)
+        if now < _DISTINCT * max(before, default=0.0):
+            said.append(f"of the {what} {now:.1%} are distinct, {max(before):.1%} before")
     if losses and not losses[-1] <= min(losses) + _LOST:
         said.append(f"the loss rose to {losses[-1]:.2f} nats a token from {min(losses):.2f}")
     if not said:

@@ -95,12 +95,14 @@ class History:
         """What became of samples, and of the fine-tuning on them."""
         reasons = collections.Counter(sample["reason"] for sample in samples)
         kept = [sample for sample in samples if sample["accepted"]]
+        questions = [sample["question"] for sample in samples]
         return (
             {
                 "attempted": len(samples),
                 "accepted": len(kept),
                 "reasons": {reason: reasons[reason] for reason in accept.REASONS},
-                "distinct_2": diversity.distinct([sample["question"] for sample in samples], 2),
+                "distinct": len({*questions}) / len(questions),
+                "distinct_2": diversity.distinct(questions, 2),
                 "train_steps": int(trained.train_steps),
                 "train_loss_first": _finite(trained.train_first_loss),
                 "train_loss_last": _finite(trained.train_last_loss),
@@ -223,11 +225,7 @@ class History:
         losses = [row["metrics"].get(NLL) for row in rows if row["method"] in ("base", "isara")]
         if self._setup.config.keep == "best":
             losses = [self.data["base"]["validation_loss"], *self.validation_losses]
-        said = advice.collapsed(
-            [entry.get("distinct_2") for entry in entries],
-            losses if None not in losses else [],
-            self._setup.config,
-        )
+        said = advice.collapsed(entries, losses if None not in losses else [], self._setup.config)
         entries[-1]["collapse"] = said
         return said
 

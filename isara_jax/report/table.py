@@ -360,8 +360,9 @@ def acceptance(summary: Summary) -> tuple[list[str], list[tuple[str, list[str]]]
     columns += [
         (r.replace("_", " "), [_count(get(i, "reasons", r) or 0) for i in its]) for r in reasons
     ]
-    if any(get(i, "distinct_2") is not None for i in its):
-        columns += [("distinct word pairs", [percent(get(i, "distinct_2")) for i in its])]
+    for name, what in (("distinct", "questions"), ("distinct_2", "word pairs")):
+        if any(get(i, name) is not None for i in its):
+            columns += [(f"distinct {what}", [percent(get(i, name)) for i in its])]
     for name in ("valid_questions", "aligned_answers"):
         if any(get(i, name) is not None for i in its):
             columns += [(name.replace("_", " "), [percent(get(i, name)) for i in its])]
