@@ -126,14 +126,15 @@ class Baselines:
 
     def _fitted(self, n: int, steps: int) -> train.Fit:
         self._progress.lap("host")
-        fitted = self._exe.fine_tune_on_seeds(self._fresh(), self._place(n), self._place(steps))
+        start = self._fresh()
+        fitted = self._exe.fine_tune_on_seeds(start, self._place(n), self._place(steps))
         fitted = fitted._replace(trouble=jax.device_get(fitted.trouble))
         jax.block_until_ready(fitted)
         self._progress.lap("baseline_train")
         fine = held_back.Fine(
             f"sft_{steps}_on_{n}", f"SFT on {n} seeds, {steps} steps", steps, fitted.trouble
         )
-        self._heed(fine, self._fresh(), [])
+        self._heed(fine, start, [])
         return fitted
 
     def _heed(self, fine: held_back.Fine, state: State, samples: Sequence[str]) -> None:

@@ -275,8 +275,9 @@ class _Run:
             return
         kept = "Nothing was trained before it"
         if number > 1:
-            self._export(state)  # a training that is dropped leaves the adapter as it was
-            kept = f"{results.folder(c)}/ has the result of iteration {number - 1}"
+            if c.keep == "last":
+                self._export(state)  # a training that is dropped leaves the adapter as it was
+            kept = f"{results.folder(c)}/ has the result until then"
         self.place.keep()
         raise held_back.stopped(fine, c, kept)
 
