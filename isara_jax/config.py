@@ -126,6 +126,8 @@ class Train:
     warmup: float = 0.03  # share of the steps; then cosine to zero
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    # A loss or gradient that is not finite. skip: the update is held back; stop: the run ends.
+    on_divergence: Literal["skip", "stop"] = "skip"
     lora: Lora = Lora()
 
 
@@ -161,8 +163,11 @@ class Config:
     # The iteration whose model is the result. best: that of the lowest loss on the validation
     # seeds, which ISARA then never sees (the baselines do).
     keep: Literal["last", "best"] = "last"
+    # Iterations in a row that accept nothing, which end the run; 0: none do. One may be mended by
+    # its training on the seeds, which teaches their form, and a second by the next.
+    patience: int = 3
     execution: Literal["fused", "staged"] = "fused"
-    slots: int = 64  # sequences decoded at once
+    slots: int = 64  # sequences decoded at once; 0: as many as fit (host.memory)
     kv_cache: Literal["auto", "int8"] = "auto"  # auto: as the activations; int8: half of bf16's
     pair_tokens: int = 0  # of a demonstration in a prompt of k; 0: an average seed's and an eighth
     compilation_cache: bool = True
@@ -299,11 +304,11 @@ def _validate(c: Config) -> None:
             raise ConfigError(f"config.{field}={found!r}: {rule}")
 
     positive = (
-        "iterations samples_per_iteration slots question.k answer.k "
+        "iterations samples_per_iteration question.k answer.k "
         "train.epochs train.batch_size train.lora.rank evaluation.k evaluation.judge_tokens"
     )
     not_negative = (
-        "seed pair_tokens task.n_seeds question.prompt_tokens answer.prompt_tokens "
+        "seed patience slots pair_tokens task.n_seeds question.prompt_tokens answer.prompt_tokens "
         "question.max_tokens answer.max_tokens "
         "filters.min_tokens train.warmup train.weight_decay train.learning_rate "
         "train.clip_norm train.lora.alpha evaluation.n evaluation.temperature filters.rouge_l"
@@ -386,10 +391,17 @@ def traced(params: type[_Params], group: Any) -> _Params:
       group: a dataclass that has them.
 
     Returns:
-      Scalars of the host, by the fields' declared types, to be placed by the caller.
+      Scalars of the host, by the fields' declared types, to be placed by the caller. Of a field
+      with choices it is the number of the one chosen, from 0.
     """
     kinds = typing.get_type_hints(type(group))
-    return params(*(_SCALARS[kinds[name]](getattr(group, name)) for name in params._fields))
+
+    def scalar(kind: Any, value: Any) -> np.generic:
+        if typing.get_origin(kind) is Literal:
+            return np.int32(typing.get_args(kind).index(value))
+        return _SCALARS[kind](value)
+
+    return params(*(scalar(kinds[name], getattr(group, name)) for name in params._fields))
 
 
 def to_dict(config: Config) -> dict[str, Any]:

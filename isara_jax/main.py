@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from isara_jax import config
 from isara_jax.devices import compilation_cache, mesh, processes
-from isara_jax.host import run
+from isara_jax.host import memory, run
 from isara_jax.shell import endings
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.")
@@ -40,7 +40,7 @@ def align() -> None:
         resolved = config.resolve(_CONFIG.value)
         if resolved.compilation_cache:
             compilation_cache.keep_compiled_programs()
-        run.run(resolved, _WORKDIR.value)
+        memory.with_less(lambda c: run.run(c, _WORKDIR.value), resolved)
 
 
 main = command.of(align, needs=("config", "workdir"))

@@ -16,6 +16,7 @@ training batch is left alone: another one would train another model.)
 `--price=1.2` (an hour of one chip) adds what an iteration costs.
 """
 
+import dataclasses
 import pathlib
 import time
 from collections.abc import Sequence
@@ -58,6 +59,8 @@ def plan() -> None:
     kind = hardware.kind_in(values.topology)
     with storage.scratch() as folder, config.user_errors():
         c, base = blueprint.read(config.resolve(values.config), folder)
+    slots = blueprint.draw(c, base, devices).program.config.slots  # where they are left to us
+    c = dataclasses.replace(c, slots=slots)
     found = None
     if values.fit:
         c, found = _fit(c, base, devices, kind)

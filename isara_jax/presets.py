@@ -18,7 +18,9 @@ def of(domain: str, model: str) -> ml_collections.ConfigDict:
     c.model.path, c.task.name = model, domain
     if is_bundled(model):
         _tiny(c)
-    elif model in shapes.NETWORKS:
+        return c
+    c.slots = 0  # as many as fit
+    if model in shapes.NETWORKS:
         _large(c)
     return c
 
@@ -37,7 +39,7 @@ def _tiny(c: ml_collections.ConfigDict) -> None:
 
 def _large(c: ml_collections.ConfigDict) -> None:
     """A model of billions of parameters: longer texts, more of them, a gentler rate."""
-    c.samples_per_iteration, c.slots, c.task.n_seeds = 1024, 128, 64
+    c.samples_per_iteration, c.task.n_seeds = 1024, 64
     c.train.learning_rate, c.train.epochs = 2e-4, 3
     for stage in (c.question, c.answer):
         stage.k, stage.prompt_tokens, stage.max_tokens = 8, 1024, 128

@@ -8,7 +8,7 @@
 """
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 
 from isara_jax.devices import mesh
 from isara_jax.evaluate import answers
-from isara_jax.host import validation
+from isara_jax.host import held_back, history, results, validation
 from isara_jax.host.checkpoint import Stages
 from isara_jax.host.executables import Executables
 from isara_jax.host.history import History
@@ -25,6 +25,7 @@ from isara_jax.method import train
 from isara_jax.method.program import Hyper
 from isara_jax.method.progress import Progress
 from isara_jax.method.state import State
+from isara_jax.method.trouble import Trouble
 from isara_jax.models import lora
 
 _SHOWN = {
@@ -44,6 +45,7 @@ class Baseline(NamedTuple):
       how: the seeds shown with each question are chosen (`answers.NEAREST` and others), or None.
       steps: of the optimiser, or None.
       chosen_on: validation seeds that chose the steps; None where nothing did.
+      trouble: updates that its training held back; None where nothing was trained.
     """
 
     method: str
@@ -52,6 +54,7 @@ class Baseline(NamedTuple):
     how: int | None = None
     steps: int | None = None
     chosen_on: int | None = None
+    trouble: Trouble | None = None
 
 
 class Baselines:
@@ -107,8 +110,9 @@ class Baselines:
             chosen_on = self._setup.n_validation if steps == chosen else None
             fitted = self._fitted(len(self._setup.task.seeds), steps)
             yield Baseline(
-                "sft", f"SFT, {steps} steps", fitted.trainable, steps=steps, chosen_on=chosen_on
-            )
+                "sft", f"SFT, {steps} steps", fitted.trainable, steps=steps, chosen_on=chosen_on,
+                trouble=fitted.trouble,
+            )  # fmt: skip
 
     def _chosen(self, lengths: list[int]) -> int:
         """The length of the lowest validation loss after training on the other seeds."""
@@ -129,12 +133,29 @@ class Baselines:
 
     def _fitted(self, n: int, steps: int) -> train.Fit:
         self._progress.lap("host")
+        start, place = self._fresh(), self._place
         keep = self._stages.under(f"SFT on {n} seeds, {steps} steps")
-        place = self._place
-        fitted = self._exe.fine_tune_on_seeds(self._fresh(), place(n), place(steps), keep)
+        fitted = self._exe.fine_tune_on_seeds(start, place(n), place(steps), keep)
+        fitted = fitted._replace(trouble=jax.device_get(fitted.trouble))
         jax.block_until_ready(fitted)
         self._progress.lap("baseline_train")
+        fine = held_back.Fine(
+            f"sft_{steps}_on_{n}", f"SFT on {n} seeds, {steps} steps", steps, fitted.trouble
+        )
+        self._heed(fine, start, [])
         return fitted
+
+    def _heed(self, fine: held_back.Fine, state: State, samples: Sequence[str]) -> None:
+        """Says and keeps what a training on seeds and samples held back; may end the run.
+
+        Raises:
+          config.UserError: under `train.on_divergence="stop"`.
+        """
+        ids = [*history.seed_ids(len(self._setup.task.seeds)), *samples]
+        held_back.note(fine, state.pool, ids, self._setup, self._workdir, self._progress)
+        if held_back.ends(fine, self._setup.config):
+            kept = f"ISARA's result is in {results.folder(self._setup.config)}/"
+            raise held_back.stopped(fine, self._setup.config, kept)
 
     # --- one round -------------------------------------------------------------------------------
 
@@ -157,8 +178,11 @@ class Baselines:
                 reports.append(jax.device_get(report))
         entry: dict[str, Any] = self._history.record_round(reports, self._workdir)
         self._progress.say(f"  {entry['accepted']} of {entry['attempted']} samples accepted")
-        steps = entry["train_steps"]
-        return Baseline("one_round", f"one round, {steps} steps", state.trainable, steps=steps)
+        steps, found = entry["train_steps"], reports[-1].trouble
+        fine = held_back.Fine("one_round", "the one round", steps, found)
+        self._heed(fine, state, entry["ids"])
+        title = f"one round, {steps} steps"
+        return Baseline("one_round", title, state.trainable, steps=steps, trouble=found)
 
     def _hyper(self, last: bool) -> Hyper:
         """Of a part: only seeds are shown; training is on all parts, and in the last one."""

@@ -2,6 +2,7 @@
 
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from isara_jax.evaluate import choices, judges
 from isara_jax.files import remote
 from isara_jax.formats import pretrained
+from isara_jax.host import memory
 from isara_jax.host.setup import Setup
 from isara_jax.tasks import domains
 from isara_jax.text import packing, special_tokens, tokens
@@ -44,10 +46,20 @@ def describe(s: Setup, workdir: remote.Workdir, done: int | None) -> str:
             f"  devices     {p.mesh.size} × {devices[0].device_kind}, mesh {axes}",
             f"  run         {c.iterations} iterations of {c.samples_per_iteration} samples, "
             f"{c.execution}, {c.train.trainable} training{continued}",
+            f"  memory      {_memory(s)}",
             f"  workdir     {workdir}",
-            f"  time        about {_minutes(s)} min (from a matrix product timed just now)",
+            f"  time        about {max(1, round(_seconds(s) / 60))} min "
+            "(from a matrix product timed just now)",
         ]
     )
+
+
+def _memory(s: Setup) -> str:
+    """What a device holds; a container that has less ends the run without a word."""
+    taken = memory.use(s.program, s.judge_bytes).total / memory.GB
+    has = memory.of_a_device(s.program) / memory.GB
+    short = "; that is more than there is: take fewer --config.slots" if taken > has else ""
+    return f"about {taken:.2f} of {has:.2f} GB a device, with {s.config.slots} slots{short}"
 
 
 def _sources(s: Setup) -> list[str]:
@@ -94,7 +106,36 @@ def _texts(vocabulary: tokens.Vocabulary) -> str:
     return f"begin {f'with {begin}' if begin else 'without BOS'}, end with {eos}{drawn}"
 
 
-def _minutes(s: Setup) -> int:
+def left(s: Setup, iterations: Sequence[dict[str, Any]], seconds: Mapping[str, float]) -> float:
+    """Seconds to the end of the run, where an iteration, or the start, has just ended.
+
+    Args:
+      s: its setup.
+      iterations: those done, as in `History.data`.
+      seconds: by stage, of all of them.
+    """
+    if not iterations:
+        return _seconds(s)
+    c, done, last = s.config, len(iterations), iterations[-1]
+    ahead = c.iterations - done
+    steps = [entry["train_steps"] for entry in iterations]
+    grown = last["accepted"] * c.train.epochs / c.train.batch_size
+    grown = 0 if c.train.data == "latest" else grown
+    coming = ahead * steps[-1] + grown * ahead * (ahead + 1) / 2
+    sampled = sum(seconds.get(stage, 0.0) for stage in ("questions", "answers", "accept")) / done
+    evaluated = seconds.get("evaluation", 0.0) / (done + 1)
+    rounds, rows, trained = ahead, ahead, coming
+    fits = _sft_fits(s)
+    trained += fits.shares * (sum(steps) + coming)
+    rows += len(fits.measured) + sum(name.startswith("icl") for name in c.evaluation.baselines)
+    if "one_round" in c.evaluation.baselines:
+        rounds, rows = rounds + c.iterations, rows + 1
+        trained += steps[-1] + grown * ahead
+    a_step = seconds.get("train", 0.0) / max(sum(steps), 1)
+    return rounds * sampled + rows * evaluated + trained * a_step
+
+
+def _seconds(s: Setup) -> float:
     """The run's FLOPs, 2 a parameter for a token read or drawn and 6 for one trained on."""
     c, p, measured = s.config, s.program, s.measured
     rounds = 2 if "one_round" in c.evaluation.baselines else 1
@@ -120,8 +161,7 @@ def _minutes(s: Setup) -> int:
     n_answers = len(s.task.items) + asked[0]
     work += evaluations * 2 * n_answers * sum(map(_judge_flops, measured.judges)) / _READ
     seconds = work / (p.mesh.size * _matmul_rate(p.model.dtype))
-    seconds += _COMPILE_SECONDS + _COMPILE_SECONDS_A_BLOCK * p.model.config.n_layers
-    return max(1, round(seconds / 60))
+    return seconds + _COMPILE_SECONDS + _COMPILE_SECONDS_A_BLOCK * p.model.config.n_layers
 
 
 class _Fits(NamedTuple):

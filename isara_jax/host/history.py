@@ -2,17 +2,18 @@
 
 import collections
 import functools
+import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isara_jax import config
-from isara_jax.evaluate import leakage, scores
+from isara_jax.evaluate import diversity, leakage, scores
 from isara_jax.files import storage
 from isara_jax.formats import pretrained
-from isara_jax.host import advice, validation
-from isara_jax.host.held_out import Scored
+from isara_jax.host import advice, held_back, validation
+from isara_jax.host.held_out import NLL, Scored
 from isara_jax.host.setup import Setup
 from isara_jax.method import accept
 from isara_jax.method.state import Report
@@ -43,7 +44,7 @@ class History:
         self.data: dict[str, Any] = {
             "rows": [],
             "iterations": [],
-            "row_ids": _seed_ids(setup.n_pool),
+            "row_ids": seed_ids(setup.n_pool),
             "before": [],
             "after": [],
             "seconds": {},
@@ -108,26 +109,37 @@ class History:
         return entry | {"example": kept[0] if kept else None}
 
     def record_round(self, reports: Sequence[Report], workdir: pathlib.Path) -> dict[str, Any]:
-        """Writes the samples of the one-round baseline, drawn in parts, and returns its entry."""
-        seeds = _seed_ids(len(self._setup.task.seeds))
+        """Writes the samples of the one-round baseline, drawn in parts, and returns its entry.
+
+        With the `ids` of what was accepted.
+        """
+        seeds = seed_ids(len(self._setup.task.seeds))
         parts = (self._samples(f"round-{i}", one, seeds) for i, one in enumerate(reports, 1))
         samples = [sample for part in parts for sample in part]
         storage.write_lines(workdir / "samples" / "one_round.jsonl", samples)
         self.data["one_round"] = self._entry(samples, reports[-1])
-        return self.data["one_round"]
+        ids = [sample["id"] for sample in samples if sample["accepted"]]
+        return self.data["one_round"] | {"ids": ids}
 
     def _entry(self, samples: Sequence[dict[str, Any]], trained: Report) -> dict[str, Any]:
         """What became of samples, and of the fine-tuning on them."""
         reasons = collections.Counter(sample["reason"] for sample in samples)
         kept = [sample for sample in samples if sample["accepted"]]
-        return {
-            "attempted": len(samples),
-            "accepted": len(kept),
-            "reasons": {reason: reasons[reason] for reason in accept.REASONS},
-            "train_steps": int(trained.train_steps),
-            "train_loss_first": float(trained.train_first_loss),
-            "train_loss_last": float(trained.train_last_loss),
-        } | self._quality([(sample["question"], sample["answer"]) for sample in kept])
+        questions = [sample["question"] for sample in samples]
+        return (
+            {
+                "attempted": len(samples),
+                "accepted": len(kept),
+                "reasons": {reason: reasons[reason] for reason in accept.REASONS},
+                "distinct": len({*questions}) / len(questions),
+                "distinct_2": diversity.distinct(questions, 2),
+                "train_steps": int(trained.train_steps),
+                "train_loss_first": _finite(trained.train_first_loss),
+                "train_loss_last": _finite(trained.train_last_loss),
+            }
+            | held_back.counted(trained.trouble)
+            | self._quality([(sample["question"], sample["answer"]) for sample in kept])
+        )
 
     def record_row(
         self, where: dict[str, str | int | None], scored: Scored, workdir: pathlib.Path, **more: Any
@@ -237,6 +249,16 @@ class History:
             "one_round": one_round and of(one_round),
         }
 
+    def collapsed(self) -> str | None:
+        """What is to be said of the last iteration, once it is measured; its entry keeps it."""
+        entries, rows = self.data["iterations"], self.data["rows"]
+        losses = [row["metrics"].get(NLL) for row in rows if row["method"] in ("base", "isara")]
+        if self._setup.config.keep == "best":
+            losses = [self.data["base"]["validation_loss"], *self.validation_losses]
+        said = advice.collapsed(entries, losses if None not in losses else [], self._setup.config)
+        entries[-1]["collapse"] = said
+        return said
+
     @property
     def validation_losses(self) -> list[float]:
         """After each iteration, where they are measured."""
@@ -275,6 +297,11 @@ class History:
         ]
 
 
-def _seed_ids(n: int) -> list[str]:
+def _finite(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def seed_ids(n: int) -> list[str]:
     """What the first n seeds are called in files of samples."""
     return [f"seed-{i + 1}" for i in range(n)]

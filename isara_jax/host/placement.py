@@ -19,8 +19,8 @@ from isara_jax.models.network import DecoderConfig
 # Of a device's memory, for weights and what training keeps of them; the rest is for the cache and
 # for activations.
 _SHARE = 0.5
-# A trained parameter, its two moments, its gradient and that of a stream, all in f32.
-_TRAINED_BYTES = 20
+# A trained parameter, as it was before, its two moments, its gradient and that of a stream, in f32.
+TRAINED_BYTES = 24
 
 
 def choose(
@@ -53,7 +53,7 @@ def choose(
             f"{' and '.join(f'config.{n}={v}' for n, v in zip(config.SPREAD, rows, strict=True))} "
             f"and the model ({_described(network)}); choose these as multiples of {len(devices)}"
         )
-    each = itemsize + (_TRAINED_BYTES if c.train.trainable == "full" else 0)
+    each = itemsize + (TRAINED_BYTES if c.train.trainable == "full" else 0)
     room = _SHARE * hardware.memory(devices[0])
     for shape in choices:
         if each * n_params(network) / (shape[1] * shape[2]) <= room:
@@ -121,7 +121,7 @@ def placed_bytes(tree: Any) -> int:
 
 def training_bytes(network: DecoderConfig, mesh: Mesh) -> float:
     """Bytes on one device of what training all weights adds to them."""
-    return _TRAINED_BYTES * n_params(network) / (mesh.shape["fsdp"] * mesh.shape["model"])
+    return TRAINED_BYTES * n_params(network) / (mesh.shape["fsdp"] * mesh.shape["model"])
 
 
 def with_mesh(c: config.Config, shape: mesh_lib.Shape) -> config.Config:

@@ -14,11 +14,14 @@ from isara_jax import config
 from isara_jax.devices import processes
 from isara_jax.files import remote, storage
 from isara_jax.host import (
+    advice,
     checkpoint,
     forecast,
+    held_back,
     history,
     integrity,
     lock,
+    memory,
     metrics,
     results,
     same_run,
@@ -30,7 +33,8 @@ from isara_jax.host.executables import Executables, Shared, keep_nothing
 from isara_jax.host.held_out import HeldOut
 from isara_jax.host.history import History
 from isara_jax.host.setup import Setup, prepare
-from isara_jax.method.state import Pool, State
+from isara_jax.method.state import Pool, Report, State
+from isara_jax.method.trouble import Trouble
 from isara_jax.models import lora
 from isara_jax.report import html, table
 from isara_jax.shell import endings
@@ -69,6 +73,7 @@ def run(
         place.local.mkdir(parents=True, exist_ok=True)
         storage.sweep(place.local)
         with (
+            memory.told(setup.program, setup.judge_bytes),
             checkpoint.Checkpoints(place) as checkpoints,
             checkpoint.Stages(place) as stages,
             jax.transfer_guard("disallow"),
@@ -206,6 +211,8 @@ class _Run:
             self.history.data["base"] = measured
             writer.write(0, rates | measured)
             self._note()
+        self._expect_end()
+        self._lose_patience()  # if it ended so, and is started again
         done, wanted = int(jax.device_get(state.step)), self.setup.config.iterations
         if done < wanted:
             self.exe.compile_step(state)
@@ -217,6 +224,9 @@ class _Run:
                 self._measure(state.trainable, number, writer)
             if self.setup.config.keep == "best":
                 self._export_if_best(state)
+            elif self.history.data["iterations"][number - 1]["accepted"] and number < wanted:
+                self._export(state)  # the result, should those that follow accept nothing
+            self._lose_patience()
         return state
 
     def _step(self, state: State, number: int) -> State:
@@ -227,6 +237,7 @@ class _Run:
         state, report = self.exe.step(state, keep=keep)
         jax.effects_barrier()  # every stage has been heard of
         self._tell(self.history.record(number, jax.device_get(report), self.workdir))
+        self._heed(number, report, state)
         self.place.keep()  # before the checkpoint, which vouches for it
         self.checkpoints.save(number, state, self._host())
         self._end_if_asked(f"iteration {number}")
@@ -240,9 +251,12 @@ class _Run:
         numbers = {k: v for k, v in entry.items() if isinstance(v, (int, float))}
         rates = self._evaluate("isara", "after it", trainable, iteration=number)
         measured = self._validated(trainable)
-        writer.write(number, rates | reasons | numbers | measured)
         entry |= measured
+        if said := self.history.collapsed():
+            self.progress.say(f"  {said}")
+        writer.write(number, rates | reasons | numbers | measured)
         self._note()
+        self._expect_end()
 
     def _identify(self) -> None:
         """Says in the folder which run is in it."""
@@ -273,6 +287,24 @@ class _Run:
         if processes.all_asked_to_end():
             self.checkpoints.wait()
             endings.end_preempted(saved)
+
+    def _expect_end(self) -> None:
+        done = self.history.data["iterations"]
+        self.progress.ends_in(forecast.left(self.setup, done, self.progress.seconds))
+
+    def _lose_patience(self) -> None:
+        """Ends the run where several iterations in a row have accepted nothing."""
+        entries = self.history.data["iterations"]
+        if said := advice.given_up(entries, self.setup.config):
+            good = [entry["iteration"] for entry in entries if entry["accepted"]]
+            result = f"{self.place / results.folder(self.setup.config)} has the result of iteration"
+            kept = f"{result} {good[-1]}" if good else "no iteration has a result"
+            self.checkpoints.wait()
+            self.place.keep()
+            raise config.UserError(
+                f"{said}. What was written is kept, {kept}; change this in another --workdir, or "
+                "go on in this one with --config.patience=0"
+            )
 
     def _validated(self, trainable: lora.Trainable | None) -> dict[str, float]:
         """A model's `validation_loss`, where an iteration is chosen by it; None: the base model."""
@@ -308,19 +340,37 @@ class _Run:
         else:
             self.progress.say("  nothing was accepted; the run goes on with what the pool holds")
 
+    def _heed(self, number: int, report: Report, state: State) -> None:
+        """Says and keeps what the fine-tuning held back; ends the run where that is asked for."""
+        found, steps = jax.device_get((report.trouble, report.train_steps))
+        fine = held_back.Fine(f"iteration_{number}", f"iteration {number}", int(steps), found)
+        ids, c = self.history.data["row_ids"], self.setup.config
+        held_back.note(fine, state.pool, ids, self.setup, self.workdir, self.progress)
+        if not held_back.ends(fine, c):
+            return
+        kept = "Nothing was trained before it"
+        if number > 1:
+            if c.keep == "last":
+                self._export(state)  # a training that is dropped leaves the adapter as it was
+            kept = f"{results.folder(c)}/ has the result until then"
+        self.place.keep()
+        raise held_back.stopped(fine, c, kept)
+
     def _tell_example(self, question: str, answer: str) -> None:
         self.progress.say(f"  e.g. Q {question}\n       A {answer}")
 
     def _evaluate(
         self, method: str, title: str, trainable: lora.Trainable, how: int | None = None,
-        steps: int | None = None, chosen_on: int | None = None, *, iteration: int | None = None,
+        steps: int | None = None, chosen_on: int | None = None, trouble: Trouble | None = None, *,
+        iteration: int | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Scores a model, appends its row to the table and returns its metrics."""
         self.progress.lap("host")
         scored = self.held_out.score(trainable, how)
         self.progress.lap("evaluation")
         where = {"method": method, "iteration": iteration, "steps": steps}
-        more = {"chosen_on": chosen_on} if chosen_on else {}
+        more: dict[str, Any] = {"chosen_on": chosen_on} if chosen_on else {}
+        more |= held_back.counted(trouble) if trouble else {}
         self.history.record_row(where, scored, self.workdir, **more)
         self.progress.say(f"  {title}: {_headline(scored.row)}")
         if method == "base" and scored.examples:

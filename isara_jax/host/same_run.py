@@ -14,7 +14,10 @@ from isara_jax.host import fingerprint
 from isara_jax.host.setup import Setup
 
 # Fields that may change between the start of a run and its continuation.
-_FREE_FIELDS = {"iterations", "execution", "compilation_cache", "mesh", "slots"}
+_FREE_FIELDS = {
+    "iterations", "execution", "compilation_cache", "mesh", "slots", "patience",
+    "train/on_divergence",
+}  # fmt: skip
 # What they choose is compared itself: seeds, held-out items and choices, by their content.
 _COMPARED_BY_CONTENT = {
     "task/seeds", "task/n_seeds", "task/topics", "task/held_out", "task/test",

@@ -18,7 +18,7 @@ from isara_jax.evaluate.choices import Choices
 from isara_jax.evaluate.judges import Loaded, Reading
 from isara_jax.evaluate.prompts import Prompts
 from isara_jax.formats import adapters, pretrained, weights
-from isara_jax.host import fingerprint, lengths, placement
+from isara_jax.host import fingerprint, lengths, memory, placement
 from isara_jax.method import retrieval, train
 from isara_jax.method.program import Hyper, Inputs, Program, Sizes
 from isara_jax.method.progress import Progress
@@ -81,6 +81,11 @@ class Setup(NamedTuple):
         return sum(x.size for x in jax.tree.leaves(self.inputs.base))
 
     @property
+    def judge_bytes(self) -> int:
+        """Of the judges' weights on a device."""
+        return placement.placed_bytes([judge.params for judge in self.measured.judges])
+
+    @property
     def n_pool(self) -> int:
         """How many seeds ISARA starts from."""
         return len(self.pool.question.bare.lengths)
@@ -127,8 +132,13 @@ def prepare(c: config.Config, data_dir: pathlib.Path, progress: Progress | None)
         placement.check(reading.base.network, c.mesh_shape, f"the judge {reading.name}")
     program = _program(encoded, len(task.seeds), base, template, progress)
     _check_prompts(program)
-    params = weights.load(base.path, program.model, program.mesh)
-    judging = tuple(reading.load(c.model.dtype, program.mesh) for reading in readings)
+    split = program.mesh.shape["fsdp"] * program.mesh.shape["model"]
+    beside = sum(placement.n_params(reading.base.network) for reading in readings) / split
+    beside *= jnp.dtype(program.model.dtype).itemsize
+    program = memory.with_slots(program, beside)
+    with memory.told(program, beside):
+        params = weights.load(base.path, program.model, program.mesh)
+        judging = tuple(reading.load(c.model.dtype, program.mesh) for reading in readings)
     # What is left of the memory decides, now that all weights are there.
     program = plan_training(
         program, placement.placed_bytes((params, [judge.params for judge in judging]))
@@ -304,6 +314,11 @@ def _initial_adapter(c: config.Config, network: DecoderConfig) -> lora.Trainable
                 f"config.train.lora.{field.name}={ours}, but {c.train.init_adapter} has {theirs}; "
                 "set the one to the other"
             )
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(adapter)):
+        raise config.ConfigError(
+            f"config.train.init_adapter={c.train.init_adapter!r} has numbers that are not finite; "
+            "take an adapter of before its training diverged"
+        )
     return adapter
 
 

@@ -92,6 +92,7 @@ def fine_tune(
         p.trained, inputs.base, trainable, sequences, c, inputs.hyper.train,
         train.steps_for(sequences, c, inputs.hyper.train),
         keys.shuffle(inputs.hyper.seed, step), p.sizes.answer, p.training.rows, p.mesh,
+        p.on_step,
     )  # fmt: skip
 
 
@@ -146,6 +147,7 @@ def _conclude(
         train_first_loss=fitted.first_loss,
         train_last_loss=fitted.last_loss,
         train_tokens=fitted.tokens,
+        trouble=fitted.trouble,
     )
     return State(fitted.trainable, pool, step + 1), report
 

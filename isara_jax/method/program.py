@@ -9,6 +9,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -123,6 +124,11 @@ class Program:
         """
         return lora.variables(base, trainable, self.config.train, merged=self.merged)
 
+    @property
+    def on_step(self) -> Callable[..., None] | None:
+        """Who is told of the optimiser's steps."""
+        return self.progress.trained if self.progress is not None else None
+
     def settled(
         self, place: tokens.Place, ended: tuple[stops.Stop, ...], drawn: decode.Generation
     ) -> spelling.Written:
@@ -139,7 +145,7 @@ class Program:
             max_tokens=max_tokens,
             steps_per_check=scheduling.steps_per_check(self.mesh),
             mesh=self.mesh,
-            on_refill=functools.partial(self.progress.begun, stage) if counted else None,
+            on_refill=functools.partial(self.progress.drawn, stage) if counted else None,
         )
 
 
@@ -191,7 +197,10 @@ def static(c: Config) -> Config:
         question=dataclasses.replace(c.question, sampling=config.Sampling()),
         answer=dataclasses.replace(c.answer, sampling=config.Sampling()),
         filters=config.Filters(),
-        train=dataclasses.replace(c.train, data="latest", learning_rate=0.0, warmup=0.0, epochs=1),
+        train=dataclasses.replace(
+            c.train, data="latest", learning_rate=0.0, warmup=0.0, epochs=1, on_divergence="skip"
+        ),
+        patience=0,
         evaluation=dataclasses.replace(c.evaluation, temperature=1.0, baselines=(), sft_steps=()),
     )
 

@@ -1,4 +1,8 @@
-"""What is happening: a line a stage in the terminal, and each stage's seconds."""
+"""What is happening: a line a stage, how far a long one is, and each stage's seconds.
+
+A terminal shows how far a stage is in a line that replaces itself; a file, or a log of Slurm's,
+gets a line now and then.
+"""
 
 import collections
 import contextlib
@@ -19,12 +23,17 @@ _UNITS = {
     "train": "tokens",
 }
 _STAGES = tuple(_UNITS)  # in their order
+_COUNTED = {"questions": "", "answers": "", "train": " steps"}  # what progress is counted in
+# In a file a line comes after so many seconds at the earliest: with so much more of the stage done,
+# or after so many at the latest.
+_EVERY, _SHARE, _LATEST = 30.0, 0.1, 300.0
 
 
 class Progress:
     """Hears of the iteration on the host, and of what surrounds it.
 
-    `begun` and `ended` are called from the runtime's threads, so it holds a lock and uses no JAX.
+    `drawn`, `trained` and `ended` are called from the runtime's threads, so it holds a lock and
+    uses no JAX.
 
     Args:
       silent: prints nothing, as in all processes but the first.
@@ -47,6 +56,8 @@ class Progress:
         self._requests: dict[str, int] = {}
         self._since = time.monotonic()
         self._shown = ""
+        self._written = (self._since, 0.0)  # of the last line on how far a stage is, and how far
+        self._ends: float | None = None
         self._early: dict[str, tuple[float, int]] = {}  # ended, but not yet their turn
         self._next = _STAGES[0]
         self._under: str | None = None
@@ -86,11 +97,45 @@ class Progress:
         self.seconds[name] += taken
         return taken
 
-    def begun(self, stage: str, count: Any) -> None:
-        """Requests of a stage have begun up to `count`: a counter, where a terminal shows it."""
-        if sys.stdout.isatty():
-            with self._lock:
-                self._print(f"  {stage:<10} {int(count)}/{self._requests[stage]}")
+    def ends_in(self, seconds: float) -> None:
+        """The run is expected to end so many seconds from now."""
+        self._ends = time.monotonic() + seconds
+
+    def drawn(self, stage: str, finished: Any, tokens: Any) -> None:
+        """So many requests of a stage are finished, and so many tokens drawn."""
+        self._advance(stage, int(finished), self._requests[stage], int(tokens))
+
+    def trained(self, step: Any, steps: Any, tokens: Any) -> None:
+        """So many of the optimiser's steps are done, and tokens read."""
+        self._advance("train", int(step), int(steps), int(tokens))
+
+    def _advance(self, stage: str, done: int, total: int, tokens: int) -> None:
+        with self._lock:
+            now, share = time.monotonic(), done / max(total, 1)
+            taken = now - self._since
+            if taken <= 0 or not tokens:
+                return
+            line = (
+                f"  {stage:<10} {done:,}/{total:,}{_COUNTED[stage]}, {tokens / taken:,.0f} tokens/s"
+            )
+            if share:
+                left = taken * (1 - share) / share
+                line += f", {_duration(left)} left"
+                if self._ends is not None:
+                    line += f"; of the run {_duration(max(self._ends - now, left))}"
+            if sys.stdout.isatty():
+                self._print(line)
+            elif self._due(now, share):
+                self._written = (now, share)
+                self._print(f"{line}\n")
+
+    def _due(self, now: float, share: float) -> bool:
+        """Whether a file gets a line on how far the stage is."""
+        then, before = self._written
+        if then < self._since:  # of another stage
+            then, before = self._since, 0.0
+        waited = now - then
+        return waited >= _LATEST or (waited >= _EVERY and share - before >= _SHARE)
 
     def ended(self, stage: str, amount: Any) -> None:
         """A stage has ended, with so many tokens (or pairs).
@@ -130,3 +175,11 @@ class Progress:
         sys.stdout = self._rest.open("a", encoding="utf-8")
         self._shown = ""
         sys.stdout.write(f"Standard output could no longer be written ({why}). Since then:\n")
+
+
+def _duration(seconds: float) -> str:
+    """Such as 40 s, 12 min or 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -46,6 +46,8 @@ def fine_tune_on_seeds(
 ) -> train.Fit:
     """The SFT baseline: the same optimiser, on the seeds alone.
 
+    It tells the host nothing of its steps, so that JAX 0.10 can keep it for the next start.
+
     Args:
       p: the program.
       inputs: weights and hyper-parameters.

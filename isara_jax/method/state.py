@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from isara_jax.method import trouble
 from isara_jax.models import lora
 from isara_jax.sampler import decode
 from isara_jax.text import packing
@@ -85,6 +86,7 @@ class Report(NamedTuple):
       reason: `[N]` index of `accept.REASONS`.
       prompt_tokens: int32 scalar, tokens of all prompts.
       train_steps, train_first_loss, train_last_loss, train_tokens: of the fine-tuning.
+      trouble: updates of it that were held back; its rows are the pool's.
     """
 
     question: decode.Generation
@@ -96,3 +98,4 @@ class Report(NamedTuple):
     train_first_loss: jax.Array
     train_last_loss: jax.Array
     train_tokens: jax.Array
+    trouble: trouble.Trouble

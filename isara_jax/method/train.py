@@ -6,6 +6,7 @@ and divided by all their tokens: it is the batch's own.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from isara_jax import config
 from isara_jax.devices import mesh as mesh_lib
+from isara_jax.method import trouble
 from isara_jax.models import decoder, lora
 from isara_jax.text import packing
 
@@ -25,12 +27,16 @@ LOGITS_BYTES = 512 << 20  # of f32 logits at once on a device
 MOST_TOKENS, FEWEST_TOKENS, CPU_TOKENS = 4096, 1024, 800
 
 
+_STOP = 1  # of the choices of `config.Train.on_divergence`
+
+
 class TrainParams(NamedTuple):
     """The traced part of `config.Train`."""
 
     learning_rate: jax.Array
     warmup: jax.Array
     epochs: jax.Array
+    on_divergence: jax.Array
 
 
 class Sequences(NamedTuple):
@@ -46,10 +52,12 @@ class Fit(NamedTuple):
     """The outcome of a fit.
 
     Attributes:
-      trainable: what was trained.
-      steps: optimiser steps taken.
-      first_loss, last_loss: mean over the first and the last tenth of them, in nats a token.
+      trainable: what was trained; as it was before where that was dropped.
+      steps: optimiser steps, those held back among them.
+      first_loss, last_loss: mean over the first and the last tenth of them, those held back left
+        out, in nats a token.
       tokens: read, padding not counted.
+      trouble: what was held back.
     """
 
     trainable: lora.Trainable
@@ -57,6 +65,7 @@ class Fit(NamedTuple):
     first_loss: jax.Array
     last_loss: jax.Array
     tokens: jax.Array
+    trouble: trouble.Trouble
 
 
 def steps_for(sequences: Sequences, train: config.Train, params: TrainParams) -> jax.Array:
@@ -159,14 +168,25 @@ class Plan(NamedTuple):
     remat: bool
 
 
+def kept_bytes(model: decoder.Decoder, mesh: Mesh, *, remat: bool) -> float:
+    """Bytes that a device keeps for the gradient, of a token.
+
+    A block keeps about 10 vectors of its width and 5 of its MLP's (measured at LLaMA-7B's shape:
+    47.8 GB for 8,192 tokens; with recomputation, where all but one keep their input alone, 4.1
+    GB); along `model` all but 3 are split (compiled for TPUs: 113, 67 and 34 KB over 1, 2 and 8
+    devices).
+    """
+    c = model.config
+    block = 3 * c.width + (7 * c.width + 5 * c.hidden) / mesh.shape["model"]
+    kept = block + c.n_layers * c.width if remat else c.n_layers * block
+    return kept * jnp.dtype(model.dtype).itemsize
+
+
 def plan(
     model: decoder.Decoder, train: config.Train, row_tokens: int, mesh: Mesh, free: float
 ) -> Plan:
     """Streams as large as keep the device busy, smaller ones rather than computing blocks again.
 
-    Of a token a block keeps about 10 vectors of its width and 5 of its MLP's for the gradient
-    (measured at LLaMA-7B's shape: 47.8 GB for 8,192 tokens; with recomputation 4.1 GB); along
-    `model` all but 3 are split (compiled for TPUs: 113, 67 and 34 KB over 1, 2 and 8 devices).
     `auto` recomputes where a stream of `FEWEST_TOKENS` would keep more than half of the memory that
     is left.
 
@@ -178,14 +198,31 @@ def plan(
       free: bytes left on each with everything but activations on it; infinite on CPUs, where
         nothing is recomputed.
     """
-    c, devices = model.config, mesh_lib.batch_devices(mesh)
-    kept = 3 * c.width + (7 * c.width + 5 * c.hidden) / mesh.shape["model"]
-    room = free / 2 / (c.n_layers * kept * jnp.dtype(model.dtype).itemsize)
+    devices = mesh_lib.batch_devices(mesh)
+    room = free / 2 / kept_bytes(model, mesh, remat=False)
     wanted = CPU_TOKENS if mesh_lib.on_cpu(mesh) else MOST_TOKENS
     remat = train.remat == "blocks" or (train.remat == "auto" and room < FEWEST_TOKENS)
     tokens = wanted if remat else min(wanted, max(room, FEWEST_TOKENS))
     per_device = min(-(-train.batch_size // devices), max(1, int(tokens // row_tokens)))
     return Plan(rows=per_device * devices, remat=remat)
+
+
+class _Fitting(NamedTuple):
+    """What a step changes.
+
+    `before` is the loss before any update; `loss` sums that of the first and the last tenth of the
+    steps `[2]`, over `counted [2]` batches.
+    """
+
+    step: jax.Array
+    trainable: lora.Trainable
+    optimizer: optax.OptState
+    order: jax.Array
+    before: jax.Array
+    loss: jax.Array
+    counted: jax.Array
+    tokens: jax.Array
+    trouble: trouble.Trouble
 
 
 def fit(
@@ -200,8 +237,13 @@ def fit(
     span: int,
     rows: int,
     mesh: Mesh,
+    on_step: Callable[..., None] | None = None,
 ) -> Fit:
     """Runs `steps` optimiser steps over shuffled passes through the valid sequences.
+
+    Updates that are not finite are held back (`trouble`); under `train.on_divergence="stop"` the
+    first of them is the last step. A training that has come to nothing leaves `trainable` as it
+    was.
 
     Args:
       model: the network.
@@ -215,10 +257,13 @@ def fit(
       span: the most tokens of an answer with its EOS.
       rows: of a stream, each as long as the longest sequence.
       mesh: the devices they are spread over.
+      on_step: called on the host every few steps, with the steps begun, all steps, and the tokens
+        read.
     """
     tx, b = optimizer(train), train.batch_size
     count = jnp.sum(sequences.valid)
     steps_a_pass = jnp.maximum(_ceil_div(count, b), 1)
+    tenth = jnp.maximum(steps // 10, 1)
 
     def shuffled(number: jax.Array) -> jax.Array:
         """The valid sequences in the order of a pass, then the others."""
@@ -240,10 +285,9 @@ def fit(
         add = lambda index, total: jax.tree.map(jnp.add, total, one(index))  # noqa: E731
         return jax.lax.fori_loop(0, used, add, zero)
 
-    def body(step: jax.Array, carry: tuple) -> tuple:
-        trainable, state, order, first, last, tokens = carry
-        place = step % steps_a_pass
-        order = jax.lax.cond(place == 0, lambda: shuffled(step // steps_a_pass), lambda: order)
+    def body(s: _Fitting) -> _Fitting:
+        place = s.step % steps_a_pass
+        order = jax.lax.cond(place == 0, lambda: shuffled(s.step // steps_a_pass), lambda: s.order)
         at = place * b + jnp.arange(b)
         picked = order[at % order.shape[0]]
         lengths = jnp.where(at < count, sequences.lengths[picked], 0)
@@ -251,19 +295,52 @@ def fit(
             sequences.ids[picked], lengths, sequences.begin[picked], rows, span, mesh
         )
         answered = jnp.maximum(jnp.sum(batch.inside), 1)
-        value, grads = jax.tree.map(lambda x: x / answered, gradient(trainable, batch, used))
-        updates, state = tx.update(grads, state, trainable)
-        rate = learning_rate(params, step, steps)
-        trainable = jax.tree.map(lambda t, u: t - rate * u, trainable, updates)
-        first += jnp.where(step < tenth, value, 0.0)
-        last += jnp.where(step >= steps - tenth, value, 0.0)
-        return trainable, state, order, first, last, tokens + jnp.sum(lengths)
+        loss, grads = jax.tree.map(lambda x: x / answered, gradient(s.trainable, batch, used))
+        norm = optax.tree.norm(grads)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, moved = tx.update(grads, s.optimizer, s.trainable)
+        rate = learning_rate(params, s.step, steps)
+        updated = jax.tree.map(lambda t, u: t - rate * u, s.trainable, updates)
+        trained, state = trouble.keep(good, (updated, moved), (s.trainable, s.optimizer))
+        before = jnp.where(good & jnp.isnan(s.before), loss, s.before)
+        counted = jnp.stack([s.step < tenth, s.step >= steps - tenth]) & good
+        tokens = s.tokens + jnp.sum(lengths)
+        _tell(on_step, s.step + 1, steps, tokens)
+        return _Fitting(
+            s.step + 1, trained, state, order, before,
+            s.loss + jnp.where(counted, loss, 0.0), s.counted + counted, tokens,
+            s.trouble.noted(good, s.step, jnp.where(at < count, picked, -1), loss, norm),
+        )  # fmt: skip
 
-    tenth = jnp.maximum(steps // 10, 1)
-    zero, order = jnp.float32(0), jnp.zeros(sequences.valid.shape, jnp.int32)
-    carry = (trainable, tx.init(trainable), order, zero, zero, jnp.int32(0))
-    trainable, _, _, first, last, tokens = jax.lax.fori_loop(0, steps, body, carry)
-    return Fit(trainable, steps, first / tenth, last / tenth, tokens)
+    def stopped(s: _Fitting) -> jax.Array:
+        return (s.trouble.count > 0) & (params.on_divergence == _STOP)
+
+    order, two = jnp.zeros(sequences.valid.shape, jnp.int32), jnp.zeros(2)
+    zero, nothing = jnp.int32(0), trouble.Trouble.none(b)
+    begin = _Fitting(
+        zero, trainable, tx.init(trainable), order, jnp.float32(jnp.nan), two, two, zero, nothing
+    )
+    done = jax.lax.while_loop(lambda s: (s.step < steps) & ~stopped(s), body, begin)
+    first, last = done.loss / done.counted
+    dropped = trouble.diverged(done.before, last, model.config.vocab_size)
+    dropped = (steps > 0) & (dropped | stopped(done) | ~trouble.finite(done.trainable))
+    return Fit(
+        trouble.keep(~dropped, done.trainable, trainable), steps, first, last, done.tokens,
+        done.trouble._replace(dropped=dropped),
+    )  # fmt: skip
+
+
+def _tell(
+    on_step: Callable[..., None] | None, step: jax.Array, steps: jax.Array, tokens: jax.Array
+) -> None:
+    """Calls the host every twentieth of the steps: it has more to do than to listen."""
+    if on_step is not None:
+        every = jnp.maximum(steps // 20, 1)
+        jax.lax.cond(
+            step % every == 0,
+            lambda: jax.debug.callback(on_step, step, steps, tokens),
+            lambda: None,
+        )
 
 
 def _packed(

@@ -18,7 +18,7 @@ from isara_jax import config
 from isara_jax.devices import mesh as mesh_lib
 from isara_jax.evaluate import judges
 from isara_jax.formats import pretrained, weights
-from isara_jax.host import executables, lengths, placement, setup
+from isara_jax.host import executables, lengths, memory, placement, setup
 from isara_jax.method.program import Hyper, Inputs, Program, Sizes
 from isara_jax.method.start import initial_state
 from isara_jax.method.state import State
@@ -135,11 +135,12 @@ def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: in
     )
     a_weight = itemsize / (mesh.shape["fsdp"] * mesh.shape["model"])
     judging = a_weight * sum(map(placement.n_params, base.judges))
+    program = memory.with_slots(program, judging)
     program = setup.plan_training(program, a_weight * placement.n_params(base.network) + judging)
     # So far the whole model decided, whatever is drawn of it.
     network = dataclasses.replace(base.network, n_layers=layers or base.network.n_layers)
     program = dataclasses.replace(program, model=program.model.clone(config=network))
-    inputs = _inputs(c, program.model, base, mesh)
+    inputs = _inputs(program.config, program.model, base, mesh)
     return Blueprint(program, inputs, _state(program, inputs), judging)
 
 

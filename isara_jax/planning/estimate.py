@@ -19,6 +19,7 @@ from isara_jax import config
 from isara_jax.devices import hardware
 from isara_jax.devices import mesh as mesh_lib
 from isara_jax.formats import pretrained
+from isara_jax.host import memory as memory_lib
 from isara_jax.host import placement
 from isara_jax.planning import blueprint, pieces, roofline
 from isara_jax.planning.blueprint import Base, Blueprint
@@ -121,10 +122,7 @@ def _memory(b: Blueprint, arguments: float, temp: float) -> Memory:
 
 def cache_bytes(b: Blueprint) -> float:
     """Of the larger of the two samplers' caches, on one device."""
-    c, p = b.program.config, b.program
-    length = max(_prompts(p)[0] + c.question.max_tokens, _prompts(p)[1] + c.answer.max_tokens)
-    each = roofline.Counts.of(p.model).cache_bytes
-    return each * length * c.slots / (mesh_lib.batch_devices(p.mesh) * _split_heads(b))
+    return memory_lib.cache_bytes(b.program, sum(memory_lib.longest(b.program)))
 
 
 def _prompts(p: Any) -> tuple[int, int]:

@@ -40,7 +40,8 @@ def label(row: Row) -> str:
             steps, n = row.get("steps"), row.get("chosen_on")
             name = "SFT on the seeds" if method == "sft" else "One round"
             name += "" if steps is None else f", {steps:,} steps"
-            return name + (f", chosen on {n} of them" if n else "")
+            name += f", chosen on {n} of them" if n else ""
+            return name + (", dropped" if row.get("train_dropped") else "")
         case "isara":
             return f"ISARA iteration {row.get('iteration')}"
         case method:
@@ -275,8 +276,35 @@ def notes(summary: Summary) -> list[str]:
 
 
 def provenance(summary: Summary) -> list[str]:
-    """Which iteration was kept and why, and what of the held-out questions had been seen."""
-    return [line for line in (_kept(summary), _leakage(summary)) if line]
+    """Which iteration was kept, what was seen of the held-out questions, trouble and collapse."""
+    found = [_kept(summary), _leakage(summary), _trouble(summary)]
+    found += [
+        f"Iteration {i.get('iteration')}: {i['collapse']}."
+        for i in get(summary, "iterations") or []
+        if i.get("collapse")
+    ]
+    return [line for line in found if line]
+
+
+def _trouble(summary: Summary) -> str:
+    """Updates that trainings held back, and trainings that came to nothing."""
+    trained = [(f"iteration {i.get('iteration')}", i) for i in get(summary, "iterations") or []]
+    others = (row for row in rows(summary) if row.get("method") in ("sft", "one_round"))
+    trained += [(label(row).removesuffix(", dropped"), row) for row in others]
+    skipped = [f"{name}: {n:,}" for name, found in trained if (n := found.get("train_skipped"))]
+    dropped = [name for name, found in trained if found.get("train_dropped")]
+    said = []
+    if skipped:
+        said.append(
+            "Updates held back, whose loss or gradient was not finite (their batches are in "
+            f"trouble/): {'; '.join(skipped)}."
+        )
+    if dropped:
+        said.append(
+            "Dropped, since the loss exploded (the model measured is the one before this "
+            f"training): {'; '.join(dropped)}."
+        )
+    return " ".join(said)
 
 
 def _kept(summary: Summary) -> str:
@@ -332,6 +360,9 @@ def acceptance(summary: Summary) -> tuple[list[str], list[tuple[str, list[str]]]
     columns += [
         (r.replace("_", " "), [_count(get(i, "reasons", r) or 0) for i in its]) for r in reasons
     ]
+    for name, what in (("distinct", "questions"), ("distinct_2", "word pairs")):
+        if any(get(i, name) is not None for i in its):
+            columns += [(f"distinct {what}", [percent(get(i, name)) for i in its])]
     for name in ("valid_questions", "aligned_answers"):
         if any(get(i, name) is not None for i in its):
             columns += [(name.replace("_", " "), [percent(get(i, name)) for i in its])]
@@ -339,6 +370,8 @@ def acceptance(summary: Summary) -> tuple[list[str], list[tuple[str, list[str]]]
         if any(name in i for i in its):
             columns += [(name.replace("_", " "), [_count(i.get(name)) for i in its])]
     columns += [("train steps", [_count(i.get("train_steps")) for i in its])]
+    if any(i.get("train_skipped") for i in its):
+        columns += [("updates held back", [_count(i.get("train_skipped")) for i in its])]
     columns += [("train loss", [loss(i) for i in its])]
     return [f"Iteration {i.get('iteration')}" for i in its], columns
 

@@ -76,7 +76,8 @@ class Sampler(NamedTuple):
       max_tokens: L, the most tokens of one output.
       steps_per_check: decoding steps between two looks for free slots.
       mesh: the devices.
-      on_refill: called on the host with the number of requests begun, or None.
+      on_refill: called on the host, each time prompts are read, with the number of requests that
+        are finished and of tokens drawn; or None.
     """
 
     model: decoder.Decoder
@@ -85,7 +86,7 @@ class Sampler(NamedTuple):
     max_tokens: int
     steps_per_check: int
     mesh: Mesh
-    on_refill: Callable[[jax.Array], None] | None = None
+    on_refill: Callable[..., None] | None = None
 
 
 def generate(
@@ -243,7 +244,9 @@ def _refill(sampler: Sampler, variables: dict, prompts: packing.Prompts, s: _Slo
     slots = jnp.where(real, first + local.ravel(), sampler.slots + unused)
     waiting = jnp.minimum(s.waiting + jnp.sum(free), n_requests)
     if sampler.on_refill is not None:
-        jax.debug.callback(sampler.on_refill, waiting)
+        finished = s.waiting - jnp.sum(~s.free)
+        drawn = jnp.sum(s.lengths) + jnp.sum(jnp.where(s.free, 0, s.count))
+        jax.debug.callback(sampler.on_refill, finished, drawn)
     last = jnp.take_along_axis(chunk, lengths[:, None] - 1, axis=1)[:, 0]
 
     def put(old: jax.Array, new: jax.Array | int | float) -> jax.Array:

@@ -27,10 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from isara_jax.evaluate import refusals
+from isara_jax.evaluate import diversity, refusals
 from isara_jax.files import storage
 from isara_jax.host.held_out import NLL
-from isara_jax.studies import diversity
 from isara_jax.studies.cells import Cell
 from isara_jax.tasks import bundled
 from isara_jax.tasks.base import Item

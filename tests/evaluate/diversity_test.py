@@ -5,7 +5,7 @@ import random
 import pytest
 from nltk.translate import bleu_score
 
-from isara_jax.studies import diversity
+from isara_jax.evaluate import diversity
 
 
 def test_self_bleu_is_nltks():
