@@ -10,6 +10,7 @@ from isara_jax import config
 from isara_jax.devices import processes
 from isara_jax.host import checkpoint, run
 from isara_jax.host.executables import Shared
+from isara_jax.shell import endings
 from tests.faults import runs
 from tests.host.checkpoint_test import empty, flip
 from tests.method.iteration_test import small
@@ -131,12 +132,18 @@ def test_all_checkpoints_damaged(whole, tmp_path, capsys):
     assert runs.differences(place, expected) == []
 
 
-def test_killed_by_the_kernel(whole, random_model, tmp_path):
-    """SIGKILL, of the command as users start it, just before a checkpoint gets its name."""
+def test_killed_then_preempted(whole, random_model, tmp_path):
+    """The command as users start it: SIGKILL before a file has its name, then SIGTERM at work."""
     _, expected, _ = whole
-    killed = runs.Command(runs.Kind(), random_model, tmp_path)
-    (process,) = killed.start(DIE_AT="12")
+    disturbed = runs.Command(runs.Kind(), random_model, tmp_path)
+    (process,) = disturbed.start(DIE_AT="8")
     said, _ = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL, said
-    killed.finish()
-    assert runs.differences(killed.workdir, expected) == []
+    (process,) = disturbed.start()
+    line = next(line for line in process.stdout if line.startswith("Iteration"))
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == endings.PREEMPTED, line + said
+    assert "told to end (SIGTERM): saved iteration" in said
+    disturbed.finish()
+    assert runs.differences(disturbed.workdir, expected) == []
