@@ -67,7 +67,7 @@ def read(
 
     Args:
       directory: the model's folder.
-      tokenizer: as `weights.load_tokenizer` reads it. Whatever ends a text becomes special in it,
+      tokenizer: as `reading.load` reads it. Whatever ends a text becomes special in it,
         so that it stays text in somebody's text.
       named: what `named_ends` finds.
       begin: whether texts begin with BOS; "auto": as the model was trained.
