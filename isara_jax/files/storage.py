@@ -143,10 +143,11 @@ def read_json(path: pathlib.Path, ours: bool = False) -> dict[str, Any]:
       OSError: it cannot be read.
     """
     try:
-        text = ordinary(path, None if ours else MOST_JSON).read_text(encoding="utf-8")
-        content = (json.loads if ours else parse_json)(text)
+        ordinary(path, None if ours else MOST_JSON)
     except (FileNotFoundError, NotADirectoryError):
         raise config.UserError(f"{path}: not found; check the folder's path and content") from None
+    try:
+        content = (json.loads if ours else parse_json)(path.read_text(encoding="utf-8"))
     except AmbiguousError as error:
         raise config.UserError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:

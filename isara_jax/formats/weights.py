@@ -24,6 +24,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from isara_jax.files import storage
 from isara_jax.models import decoder, families, weight_table
 from isara_jax.models.network import DecoderConfig
+from isara_jax.shell import terminal
+from isara_jax.shell.terminal import quoted
 
 METADATA = {"format": "pt"}
 SHARD_BYTES = 4 << 30  # of a file that is written
@@ -149,8 +151,8 @@ def _indexed(directory: pathlib.Path, index: pathlib.Path) -> dict[str, pathlib.
     for name, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[^/\\]+\.safetensors", file):
             raise ValueError(
-                f"{index}: {name} is said to be in {file!r}; a safetensors file of the same folder "
-                "is expected"
+                f"{index}: {name} is said to be in {quoted(file)}; a safetensors file of the same "
+                "folder is expected"
             )
     files = {file: directory / file for file in sorted(set(weight_map.values()))}
     missing = [file for file, path in files.items() if not path.exists()]
@@ -171,7 +173,7 @@ def _indexed(directory: pathlib.Path, index: pathlib.Path) -> dict[str, pathlib.
 
 
 def _names_in(path: pathlib.Path) -> list[str]:
-    with _open(path) as file:
+    with opened(path) as file:
         return list(file.keys())
 
 
@@ -185,13 +187,29 @@ def _nothing_to_read(directory: pathlib.Path) -> str:
     )
 
 
-def _open(path: pathlib.Path) -> Any:
+def opened(path: pathlib.Path) -> Any:
+    """A safetensors file, whose header was looked at; a context manager.
+
+    Raises:
+      ValueError: it is none, or damaged.
+    """
     try:
+        _check_header(path)
         return safetensors.safe_open(path, framework="numpy")
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path}: cannot be read as safetensors ({error}); download it again"
+            f"{path}: cannot be read as safetensors ({terminal.line(str(error))[:300]}); download "
+            "it again"
         ) from error
+
+
+def _check_header(path: pathlib.Path) -> None:
+    """Raises `ValueError` for what the library believes: any length, and one name twice."""
+    with storage.ordinary(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > storage.MOST_JSON:
+            raise ValueError(f"a header of {length:,} bytes; at most {storage.MOST_JSON:,}")
+        storage.parse_json(file.read(length).decode())
 
 
 def load(directory: pathlib.Path, model: decoder.Decoder, mesh: Mesh) -> dict[str, Any]:
@@ -225,7 +243,7 @@ def load(directory: pathlib.Path, model: decoder.Decoder, mesh: Mesh) -> dict[st
         )
     params = {}
     for path in sorted({stored[n].file for n in names}):
-        with _open(path) as file:
+        with opened(path) as file:
             for name in sorted(n for n in names if stored[n].file == path):
                 ours = names[name]
                 where = sharding(model.config, ours, wanted[ours].shape, mesh)
@@ -249,7 +267,7 @@ def stored_types(directory: pathlib.Path) -> set[str]:
         by_file.setdefault(stored[name].file, []).append(stored[name].name)
     types = set()
     for path, inside in by_file.items():
-        with _open(path) as file:
+        with opened(path) as file:
             types |= {file.get_slice(name).get_dtype() for name in inside}
     return types
 
@@ -275,7 +293,7 @@ def _may_be_skipped(name: str, network: DecoderConfig) -> bool:
 
 def _check_copy(head: _Stored, embedding: _Stored) -> None:
     """Raises `ValueError` where a tied model carries a head that is not its embedding."""
-    with _open(head.file) as first, _open(embedding.file) as second:
+    with opened(head.file) as first, opened(embedding.file) as second:
         ours, theirs = _Tensor(first, head, False), _Tensor(second, embedding, False)
         same = (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
         rows, width = theirs.shape

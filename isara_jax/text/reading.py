@@ -15,6 +15,7 @@ import transformers
 
 from isara_jax.files import confined, storage
 from isara_jax.shell import terminal
+from isara_jax.shell.terminal import quoted
 from isara_jax.text import special_tokens, trial
 
 _CONFIG, _SETTINGS = "config.json", "tokenizer_config.json"
@@ -146,7 +147,7 @@ def _refused_config(path: pathlib.Path) -> str:
     if not alone:
         return f"{path}: transformers cannot read several fields ({said}); mend or remove them"
     return (
-        f"{path}: {alone[0]} is {terminal.quoted(fields[alone[0]])}; transformers cannot read it "
+        f"{path}: {alone[0]} is {quoted(fields[alone[0]])}; transformers cannot read it "
         f"({said}): mend or remove it"
     )
 
