@@ -72,8 +72,8 @@ def text(about: About) -> str:
     lead = (
         f"{kind} {_code(about.base_id)}, aligned with [ISARA](https://arxiv.org/abs/{PAPER}): from "
         "some question–answer pairs the model wrote its own questions, answered them with the "
-        "nearest pairs as examples, and was fine-tuned on what passed the filters. No instructions written "
-        "by people, no reward model. Made with isara_jax."
+        "nearest pairs as examples, and was fine-tuned on what passed the filters. No instructions "
+        "written by people, no reward model. Made with isara_jax."
     )
     body = "\n\n".join(f"## {title}\n\n{content}" for title, content in sections.items())
     head = f"---\n{front_matter(about)}\n---\n\n# {_prose(about.name)}"

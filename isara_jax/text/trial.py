@@ -25,17 +25,17 @@ def _check(encode: Callable[[str], list[int]], decode: Callable[[list[int]], str
         try:
             ids = encode(text)
             decode(ids)
+        except MemoryError:
+            raise
         except BaseException as error:  # a panic is no `Exception`
             raise ValueError(f"it fails for {kind!r}, repeated: {error}") from error
         if time.process_time() - since > _SECONDS:
             raise ValueError(
-                f"for {kind!r}, repeated, it takes a thousand times as long as others: a pattern in "
-                "it backtracks"
+                f"for {kind!r}, repeated, it takes a thousand times as long as others: a pattern "
+                "in it backtracks"
             )
         if len(ids) > _MOST_TOKENS * _CHARACTERS:
-            raise ValueError(
-                f"for {kind!r}, repeated, it makes {len(ids):,} tokens of {_CHARACTERS:,} characters"
-            )
+            raise ValueError(f"it makes {len(ids):,} tokens of {_CHARACTERS:,} characters")
 
 
 def _check_pieces(pieces: Iterable[str]) -> None:
