@@ -311,7 +311,9 @@ def _float(value: int) -> float:
 def _validate(c: Config) -> None:
     def require(good: bool, field: str, found: Any, rule: str) -> None:
         if not good:
-            raise ConfigError(f"config.{field}={found!r}: {rule}")
+            shown = repr(found)
+            shown = shown if len(shown) <= 200 else f"{shown[:199]}…"
+            raise ConfigError(f"config.{field}={shown}: {rule}")
 
     positive = (
         "iterations samples_per_iteration slots question.k answer.k "

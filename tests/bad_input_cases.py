@@ -160,7 +160,7 @@ _TOKENIZERS = {
     "settings that name a tokenizer outside, beside an empty one": of.model(of.elsewhere),
     "settings nested 10,000 deep": of.model(of.written("tokenizer_config.json", DEEP)),
     "an end of text that is a number": of.model(of.fields("tokenizer_config.json", eos_token=5)),
-    "a class that is not there": of.model(
+    "a class that is not there: `tokenizer.json` says all": of.model(
         of.fields("tokenizer_config.json", tokenizer_class="../../evil")
     ),
     "`special_tokens_map.json` a link out": of.model(

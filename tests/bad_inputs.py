@@ -46,6 +46,12 @@ def said(case: Case) -> str:
     return "(is read)"
 
 
+def row(case: Case) -> str:
+    """A case's row of the table."""
+    text = said(case).replace("|", "\\|").replace("<", "&lt;")
+    return f"| {case.what} | {text} |"
+
+
 def main() -> None:
     """Writes the table, and says what took longest."""
     lines, kind, times = [__doc__.split("\n\n")[0].split(":")[0] + ".", ""], "", []
@@ -55,9 +61,8 @@ def main() -> None:
             lines += ["", f"## {case.kind}", "", "| input | what is said |", "| --- | --- |"]
             kind = case.kind
         since = time.monotonic()
-        text = said(case).replace("|", "\\|").replace("<", "&lt;")
+        lines.append(row(case))
         times.append((time.monotonic() - since, case.what))
-        lines.append(f"| {case.what} | {text} |")
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     for seconds, what in sorted(times, reverse=True)[:5]:
         print(f"{seconds:6.1f} s  {what}", file=sys.stderr)

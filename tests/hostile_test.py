@@ -55,9 +55,9 @@ def one_line(error: Exception, folder: pathlib.Path) -> str:
 def places(value, path=()):
     """All places in a JSON value."""
     yield path
-    inside = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, one in inside if isinstance(value, (dict, list)) else ():
-        yield from places(one, (*path, key))
+    if isinstance(value, (dict, list)):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(one, (*path, key))
 
 
 def changed(value, data):

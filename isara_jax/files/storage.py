@@ -111,9 +111,16 @@ def parse_json(text: str) -> Any:
     Raises:
       AmbiguousError: a field stands twice in an object, or is NaN or infinite; the message names
         the field and what to do.
-      ValueError: it is no JSON.
+      ValueError: it is no JSON, nested too deep, or has a number of too many digits.
     """
-    return json.loads(text, object_pairs_hook=_object)
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    except ValueError as error:
+        if "integer string conversion" in str(error):
+            raise ValueError("a number has too many digits") from error
+        raise
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

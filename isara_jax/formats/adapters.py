@@ -120,7 +120,7 @@ def load(directory: pathlib.Path, network: DecoderConfig) -> tuple[lora.Trainabl
         shapes = _shapes(network, found_settings(found))
         return {name: shapes[name] for name in names if name in chosen_ones}
 
-    tensors = _read(directory, expected)
+    tensors = _read(directory, rank, expected)
     settings = found_settings(tensors)
     shapes = _shapes(network, settings)
     flat = {}
@@ -191,12 +191,15 @@ def _chosen(names: Collection[str], fields: dict[str, Any], path: pathlib.Path) 
 
 
 def _read(
-    directory: pathlib.Path, shapes: Callable[[set[str]], dict[str, tuple[int, ...]]]
+    directory: pathlib.Path,
+    rank: int,
+    shapes: Callable[[set[str]], dict[str, tuple[int, ...]]],
 ) -> dict[str, np.ndarray]:
     """All tensors in f32.
 
     Args:
       directory: the adapter's.
+      rank: as its fields have it, for messages.
       shapes: of the tensors that there must be, given the names of those that there are; nothing
         is read before they are compared.
     """
@@ -213,8 +216,8 @@ def _read(
                 )
             if tuple(found.get_shape()) != want:
                 raise ValueError(
-                    f"{directory}: {name} has shape {tuple(found.get_shape())}; r and the model "
-                    f"imply {want}"
+                    f"{directory}: {name} has shape {tuple(found.get_shape())}; r={rank} and "
+                    f"the model imply {want}"
                 )
         for name in expected:
             tensors[name] = file.get_tensor(name).astype(np.float32)

@@ -205,10 +205,11 @@ def opened(path: pathlib.Path) -> Any:
 
 def _check_header(path: pathlib.Path) -> None:
     """Raises `ValueError` for what the library believes: any length, and one name twice."""
-    with storage.ordinary(path).open("rb") as file:
+    size = storage.ordinary(path).stat().st_size
+    with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > storage.MOST_JSON:
-            raise ValueError(f"a header of {length:,} bytes; at most {storage.MOST_JSON:,}")
+        if length > min(storage.MOST_JSON, size - 8):
+            raise ValueError(f"it has {size:,} bytes, and says that its header has {length:,}")
         storage.parse_json(file.read(length).decode())
 
 
