@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import dis
 import json
+import math
 import re
 import shlex
 import typing
@@ -184,7 +185,7 @@ class Config:
     @property
     def mesh_shape(self) -> tuple[int, int, int] | None:
         """Devices along data, fsdp and model; None where they are still to be chosen."""
-        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2}", self.mesh):
+        if not re.fullmatch(r"[1-9]\d{,5}(x[1-9]\d{,5}){2}", self.mesh):
             return None
         data, fsdp, model = map(int, self.mesh.split("x"))
         return data, fsdp, model
@@ -292,16 +293,32 @@ def _checked(kind: Any, value: Any, path: str) -> Any:
             raise ConfigError(f"{path}={value!r}: a tuple of {element.__name__} is expected")
         return tuple(_checked(element, v, path) for v in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = _float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ConfigError(f"{path}={value!r}: a {kind.__name__} is expected")
+    if kind is float and math.isnan(value):
+        raise ConfigError(f"{path}={value!r}: a number is expected")
+    if kind is int and not -(2**31) <= value < 2**32:
+        raise ConfigError(f"{path}={value!r}: a number of so many digits is not expected")
+    if kind is str and re.search("[\0\ud800-\udfff]", value):
+        raise ConfigError(f"{path}={value!r}: found a character that is none of a text; remove it")
     return value
+
+
+def _float(value: int) -> float:
+    """A whole number as the nearest float, which may be infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def _validate(c: Config) -> None:
     def require(good: bool, field: str, found: Any, rule: str) -> None:
         if not good:
-            raise ConfigError(f"config.{field}={found!r}: {rule}")
+            shown = repr(found)
+            shown = shown if len(shown) <= 200 else f"{shown[:199]}…"
+            raise ConfigError(f"config.{field}={shown}: {rule}")
 
     positive = (
         "iterations samples_per_iteration question.k answer.k "

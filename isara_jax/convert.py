@@ -17,6 +17,7 @@ from absl import flags
 from isara_jax import config
 from isara_jax.formats import from_pickle
 from isara_jax.formats.from_gguf import conversion
+from isara_jax.shell import terminal
 
 
 def define_flags() -> None:
@@ -43,9 +44,9 @@ def run(name: str, output: str = "") -> None:
         folder = pathlib.Path(output).expanduser() if packed else source
         written = conversion.convert(source, folder) if packed else from_pickle.convert(source)
     for path in written:
-        print(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
+        terminal.show(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
     origin = "GGUF file is" if packed else ".bin files are"
-    print(
+    terminal.show(
         f"The {origin} no longer needed. Now: "
         f'python -m isara_jax.generate --model={folder} --prompt="..."'
     )

@@ -12,6 +12,7 @@ from absl import flags
 
 from isara_jax.files import remote
 from isara_jax.publish import hub
+from isara_jax.shell import terminal
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a finished run.")
 _FORMAT = flags.DEFINE_enum("format", None, ["peft", "merged"], "An adapter, or all weights.")
@@ -30,7 +31,7 @@ def export() -> None:
         remote.writing(_OUTPUT.value) as output,
     ):
         hub.export(workdir, _FORMAT.value, output, _MODEL.value, _BASE_NAME.value)
-    print(f"{remote.path(_OUTPUT.value)}: how to load it stands in its README.md")
+    terminal.show(f"{remote.path(_OUTPUT.value)}: how to load it stands in its README.md")
 
 
 main = command.of(export, needs=("workdir", "format", "output"))

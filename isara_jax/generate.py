@@ -15,7 +15,6 @@ everything else on stderr.
 template that models are aligned in, behind the demonstrations of `--seeds`.
 """
 
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -27,10 +26,11 @@ from absl import flags
 
 from isara_jax import config
 from isara_jax.devices import compilation_cache, mesh
-from isara_jax.files import remote
+from isara_jax.files import remote, storage
 from isara_jax.formats import pretrained
 from isara_jax.host import completion
 from isara_jax.sampler import scheduling
+from isara_jax.shell import terminal
 from isara_jax.tasks import files
 from isara_jax.text import stops
 
@@ -129,7 +129,7 @@ class _Lines:
             # Not strict: answers to padding are left out.
             for prompt, answer, score in zip(prompts, answers, scores, strict=False):
                 line = {"prompt": prompt.text} | answer._asdict() | score
-                print(json.dumps(line, ensure_ascii=False), flush=True)
+                terminal.show(storage.json_line(line))
 
     def _answers(self, rows: list[list[int]], first: int) -> list[completion.Answer]:
         if self._complete is None:
@@ -185,7 +185,7 @@ class _Chat:
                 continue
             drawn = jax.random.fold_in(key, turn)  # the same question again: another answer
             (answer,) = self._complete([row], self._conversation.capacity, drawn)
-            print(answer.text.strip(), flush=True)
+            terminal.show(answer.text.strip())
             if answer.finish_reason == "length":
                 _tell(f"(cut at --max_new_tokens={_MAX_NEW_TOKENS.value})")
 
@@ -208,7 +208,7 @@ def _questions() -> Iterator[str]:
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    terminal.show(text, sys.stderr)
 
 
 main = command.of(generate, needs=("model",))

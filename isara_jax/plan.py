@@ -33,6 +33,7 @@ from isara_jax.devices import hardware
 from isara_jax.files import storage
 from isara_jax.planning import blueprint, estimate, hlo
 from isara_jax.planning.blueprint import Base, Blueprint
+from isara_jax.shell import terminal
 
 GB = 1e9
 _HEADER = ("stage", "tokens", "TFLOP", "GB read", "GB sent", "products s", "memory s", "links s",
@@ -66,7 +67,7 @@ def plan() -> None:
         c, found = _fit(c, base, devices, kind)
     result = found or measure(c, base, devices, kind)
     result |= {"topology": values.topology, "price": values.price}
-    print(text(result))
+    terminal.show(text(result))
     if values.out:
         storage.write_json(pathlib.Path(values.out), result)
 
@@ -142,7 +143,7 @@ def _fit(
         try:
             result = measure(candidate.config, base, devices, kind, candidate.costs)
         except config.UserError as error:
-            print(f"{candidate.config.mesh}, {candidate.config.slots} slots: {error}")
+            terminal.show(f"{candidate.config.mesh}, {candidate.config.slots} slots: {error}")
             continue
         if result["fits"]:
             chosen = candidate.config

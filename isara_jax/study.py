@@ -25,6 +25,7 @@ from isara_jax import config
 from isara_jax.devices import compilation_cache, mesh
 from isara_jax.files import storage
 from isara_jax.formats import pretrained
+from isara_jax.shell import terminal
 from isara_jax.studies import cells, grids, result, running
 from isara_jax.studies.cells import Base
 from isara_jax.studies.grids import Study
@@ -73,12 +74,12 @@ def run(chosen: Study, grid: list[cells.Cell], folder: pathlib.Path, keep_runs: 
         result.write(result.of(chosen, records, len(grid), given), folder)
 
     known = len(running.finished(grid, runs))
-    print(f"{chosen.name}: {len(grid)} runs, of which {known} are finished", flush=True)
-    running.run_all(grid, runs, keep_runs, write, lambda text: print(text, flush=True))
+    terminal.show(f"{chosen.name}: {len(grid)} runs, of which {known} are finished")
+    running.run_all(grid, runs, keep_runs, write, terminal.show)
     write()
     found = storage.read_json(result.path(folder, chosen.name, "json"))
     compiled = ", ".join(f"{name} {n}" for name, n in found["compiles"].items())
-    print(f"\nCompiled: {compiled}\nResult: {result.path(folder, chosen.name, 'md')}")
+    terminal.show(f"\nCompiled: {compiled}\nResult: {result.path(folder, chosen.name, 'md')}")
 
 
 def _bases(chosen: Study) -> list[Base]:

@@ -13,6 +13,7 @@ if jax.__version_info__ < (0, 11):  # twice as fast again; a flag that XLA does 
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 
+import hypothesis
 import jax.numpy as jnp
 import pytest
 
@@ -20,6 +21,13 @@ from isara_jax.files import storage
 from isara_jax.formats import pretrained, weights
 from isara_jax.models import families, llama
 from tests import words
+
+# The suite tries the same few examples each time; `--hypothesis-profile=long` looks for others.
+hypothesis.settings.register_profile(
+    "suite", max_examples=40, derandomize=True, deadline=None, database=None
+)
+hypothesis.settings.register_profile("long", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from isara_jax.formats import pretrained, weights
-from isara_jax.text import tokens
+from isara_jax.text import reading, tokens
 
 TOKENIZER = pretrained.BUNDLED["tiny_llama"]
 
@@ -19,9 +19,7 @@ def only_words(params: dict) -> dict:
     """
     flat = {path: np.array(value) for path, value in weights.flatten(params).items()}
     embedding = flat["embed/embedding"]
-    vocabulary = tokens.Vocabulary(
-        weights.load_tokenizer(TOKENIZER), len(embedding), str(TOKENIZER)
-    )
+    vocabulary = tokens.Vocabulary(reading.load(TOKENIZER), len(embedding), str(TOKENIZER))
     others = np.array([not re.fullmatch(rb" [A-Za-z]+", spelled) for spelled in vocabulary.bytes])
     if "head/kernel" in flat:
         embedding[:, 0] = 6.0

@@ -14,9 +14,8 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from isara_jax.formats import weights
 from isara_jax.tasks import files
-from isara_jax.text import encoding, packing, tokens
+from isara_jax.text import encoding, packing, reading, tokens
 
 _SEEDS = flags.DEFINE_multi_string("seeds", None, "A file of pairs; may be given again.")
 _K = flags.DEFINE_integer("k", 6, "Pairs shown in a prompt.")
@@ -74,7 +73,7 @@ def main(folders: list[str]) -> None:
     print(f"{len(pairs)} prompts of {_K.value} pairs and a question")
     print("| tokenizer | packed, differ | parts encoded alone, differ |\n|---|---|---|")
     for folder in map(pathlib.Path, folders[1:]):
-        tokenizer = weights.load_tokenizer(folder)
+        tokenizer = reading.load(folder)
         size = 1 + max(tokenizer.get_vocab().values())
         packed, alone = count(tokens.Vocabulary(tokenizer, size, str(folder)), pairs, _K.value)
         print(f"| {folder.name} | {packed} | {alone} |")

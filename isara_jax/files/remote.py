@@ -11,6 +11,7 @@ import fnmatch
 import hashlib
 import json
 import pathlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from fsspec.registry import known_implementations
 
 from isara_jax import config
 from isara_jax.files import storage
+from isara_jax.shell import terminal
 
 _SOURCE = ".source"  # in a copy, the URL it was made of
 # What tells two versions of a file apart, the surest first; each store has its own.
@@ -40,11 +42,26 @@ def path(name: "str | Path") -> "Path":
     """What a user's path means: a local one, or a URL."""
     text = str(name)
     if "://" in text and not text.startswith("file://"):
-        return Url(text.rstrip("/"))
+        return _checked(Url(text.rstrip("/")))
     try:
         return pathlib.Path(text.removeprefix("file://")).expanduser()
     except RuntimeError as error:
         raise config.UserError(f"{text}: {error}; write the whole path") from error
+
+
+def _checked(url: "Url") -> "Url":
+    """`url`, if it is a plain one; `..` in it would be resolved here, in folders of this machine.
+
+    Several protocols in one (`reference::https://...`) unpack, cache or compute: what a server
+    sends could then name files here, or templates to run.
+    """
+    if "::" in url.text:
+        raise config.UserError(
+            f"{url}: several protocols in one URL; fetch and unpack it, and give that path"
+        )
+    if {".", ".."} & set(url.text.split("/")):
+        raise config.UserError(f"{url}: `.` or `..` in a URL; write the whole path")
+    return url
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +84,11 @@ class Url:
     def suffix(self) -> str:
         return pathlib.PurePosixPath(self.name).suffix
 
-    def read_bytes(self) -> bytes:
-        """The file's content."""
-        with self._reached() as (system, place):
-            return system.cat_file(place)
+    @contextlib.contextmanager
+    def open(self, mode: str) -> Iterator[Any]:
+        """The file, opened."""
+        with self._reached() as (system, place), system.open(place, mode) as file:
+            yield file
 
     def files(self) -> dict[str, dict[str, Any]]:
         """What the store says of each file directly in the folder; nothing if that is missing."""
@@ -84,7 +102,9 @@ class Url:
         return {
             name: info
             for name, info in entries.items()
-            if name and info["type"] == "file" and info["name"].strip("/") != place.strip("/")
+            if _is_name(name)
+            and info["type"] == "file"
+            and info["name"].strip("/") != place.strip("/")
         }
 
     def tree(self) -> list[str]:
@@ -95,7 +115,7 @@ class Url:
             except FileNotFoundError:
                 return []
         names = [name.strip("/").removeprefix(place.strip("/") + "/") for name in found]
-        return sorted(name for name in names if ".." not in name.split("/"))
+        return sorted(name for name in names if all(map(_is_name, name.split("/"))))
 
     def download(self, target: pathlib.Path, size: int | None = None) -> None:
         """Copies the file to a local one, which appears whole or not at all.
@@ -106,8 +126,9 @@ class Url:
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
+        limit = shutil.disk_usage(target.parent).free if size is None else size
         with self._reached() as (system, place):
-            system.get_file(place, str(temporary))
+            system.get_file(place, str(temporary), callback=_Counter(self, limit, temporary))
         if size not in (None, temporary.stat().st_size):
             found = temporary.stat().st_size
             temporary.unlink()
@@ -152,6 +173,8 @@ class Url:
         """The file system and the path in it; whatever fails is said in a line."""
         try:
             yield fsspec.url_to_fs(self.text, use_listings_cache=False)
+        except config.UserError:
+            raise
         except ImportError as error:
             raise config.UserError(f"{self}: {_missing_package(self.text, error)}") from error
         except FileNotFoundError as error:
@@ -169,6 +192,27 @@ class Url:
 Path = pathlib.Path | Url
 
 
+class _Counter(fsspec.Callback):
+    """Ends a copy of which more comes than was said; a server may send without end."""
+
+    def __init__(self, url: Url, most: int, target: pathlib.Path) -> None:
+        super().__init__()
+        self._url, self._most, self._target = url, most, target
+
+    def call(self, *_: Any, **named: Any) -> None:
+        if self.value > self._most:
+            self._target.unlink(missing_ok=True)
+            raise config.UserError(
+                f"{self._url}: more than {self._most:,} bytes came, as many as were said or "
+                "as there is room for; check what is there"
+            )
+
+
+def _is_name(name: str) -> bool:
+    """Whether a store's name of a file can be that of one here, in the folder it is copied to."""
+    return name not in ("", ".", "..") and not re.search(r"[\x00-\x1f/\\]", name)
+
+
 def _missing_package(url: str, error: ImportError) -> str:
     """What to install for a protocol; those that fsspec has itself say what they miss."""
     module = known_implementations.get(url.split("://", 1)[0], {}).get("class", "fsspec")
@@ -177,7 +221,7 @@ def _missing_package(url: str, error: ImportError) -> str:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return terminal.line(str(error))[:200]
 
 
 # --- what is read --------------------------------------------------------------------------------
@@ -200,7 +244,13 @@ def folder(
 def source(copy: pathlib.Path) -> str | None:
     """The URL a folder is a copy of; None of one that `folder` has not made."""
     note = copy / _SOURCE
-    return note.read_text(encoding="utf-8") if note.is_file() else None
+    if not note.is_file() or copy.parent != _copies():  # anybody's folder may hold such a file
+        return None
+    return note.read_text(encoding="utf-8")
+
+
+def _copies() -> pathlib.Path:
+    return storage.cache() / "copies"
 
 
 def _copied(url: Url, needed: Sequence[str], others: Sequence[str]) -> pathlib.Path:
@@ -219,7 +269,7 @@ def _copied(url: Url, needed: Sequence[str], others: Sequence[str]) -> pathlib.P
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in (*needed, *others))
     }
     version = hashlib.sha256(json.dumps([str(url), files]).encode()).hexdigest()[:16]
-    copy = storage.cache() / "copies" / f"{url.name}-{version}"
+    copy = _copies() / f"{url.name}-{version}"
     if not copy.is_dir():
         copy.parent.mkdir(parents=True, exist_ok=True)
         # Another process of this machine may be at it, or have been.
@@ -232,10 +282,9 @@ def _copied(url: Url, needed: Sequence[str], others: Sequence[str]) -> pathlib.P
 def _copy(url: Url, sizes: dict[str, int | None], target: pathlib.Path) -> None:
     """Copies files into a new folder; those that an interrupted copy had ended are kept."""
     size = sum(size or 0 for size in sizes.values())
-    print(
-        f"Copying {url}: {len(sizes)} files, {size / 1e6:,.1f} MB, to {target}",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+    terminal.show(
+        f"Copying {url}: {len(sizes)} files, {size / 1e6:,.1f} MB, to {target}", sys.stderr
+    )
     unfinished = target.with_name(f".{target.name}.unfinished")
     there = sum(file.stat().st_size for file in unfinished.rglob("*") if file.is_file())
     free = shutil.disk_usage(target.parent).free

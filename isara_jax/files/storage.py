@@ -9,14 +9,18 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from isara_jax import config
-from isara_jax.shell import endings
+from isara_jax.shell import endings, terminal
 
 _UNFINISHED = re.compile(r"\..+\.\w+\.tmp")
+# Bytes of a model's JSON that are read: ten times what any has. As values it takes up to forty
+# times as many.
+MOST_JSON = 16 << 20
 _LONGEST_CHAIN = 40  # of links, as the kernel has it
 
 
@@ -101,7 +105,12 @@ def write_lines(path: pathlib.Path, rows: Iterable[Any]) -> None:
 
 def json_lines(rows: Iterable[Any]) -> bytes:
     """A line of JSON a row."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return "".join(f"{json_line(row)}\n" for row in rows).encode()
+
+
+def json_line(row: Any) -> str:
+    """One line of JSON that can be read, and that a terminal can show."""
+    return terminal.visible(json.dumps(row, ensure_ascii=False))
 
 
 class AmbiguousError(ValueError):
@@ -114,9 +123,16 @@ def parse_json(text: str) -> Any:
     Raises:
       AmbiguousError: a field stands twice in an object, or is NaN or infinite; the message names
         the field and what to do.
-      ValueError: it is no JSON.
+      ValueError: it is no JSON, nested too deep, or has a number of too many digits.
     """
-    return json.loads(text, object_pairs_hook=_object)
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    except ValueError as error:
+        if "integer string conversion" in str(error):
+            raise ValueError("a number has too many digits") from error
+        raise
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -146,9 +162,11 @@ def read_json(path: pathlib.Path, ours: bool = False) -> dict[str, Any]:
       OSError: it cannot be read.
     """
     try:
-        content = (json.loads if ours else parse_json)(path.read_text(encoding="utf-8"))
+        ordinary(path, None if ours else MOST_JSON)
     except (FileNotFoundError, NotADirectoryError):
         raise config.UserError(f"{path}: not found; check the folder's path and content") from None
+    try:
+        content = (json.loads if ours else parse_json)(path.read_text(encoding="utf-8"))
     except AmbiguousError as error:
         raise config.UserError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:
@@ -156,6 +174,31 @@ def read_json(path: pathlib.Path, ours: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise config.UserError(f"{path}: a JSON object is expected, found {type(content).__name__}")
     return content
+
+
+def ordinary(path: pathlib.Path, most: int | None = None) -> pathlib.Path:
+    """`path`, if reading it will end.
+
+    An archive may hold pipes and devices under any name; reading those waits, or has no end.
+
+    Args:
+      path: a file, or a link to one.
+      most: bytes that it may have; None: any number.
+
+    Raises:
+      config.UserError: it is no ordinary file, or a larger one.
+      OSError: it is not there.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        found = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+        raise config.UserError(f"{path}: found {found}, expected a file; put the file in its place")
+    if most is not None and status.st_size > most:
+        raise config.UserError(
+            f"{path}: found {status.st_size:,} bytes, expected at most {most:,}; it is damaged, or "
+            "not what its name says: get it again"
+        )
+    return path
 
 
 def followed(directory: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
@@ -171,7 +214,7 @@ def followed(directory: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
       path: a file of it.
 
     Raises:
-      ValueError: a link leads elsewhere, nowhere, or in a circle.
+      ValueError: a link leads elsewhere, nowhere, or in a circle, or it is no ordinary file.
     """
     try:
         path.stat()
@@ -191,7 +234,7 @@ def followed(directory: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
         file = target
     if path.is_symlink() and not path.exists():
         raise ValueError(f"{path}: leads to {path.resolve()}, which is not there; mend the link")
-    return path
+    return ordinary(path) if path.exists() else path
 
 
 def _may_lead(link: pathlib.Path, target: pathlib.Path, folder: pathlib.Path) -> bool:

@@ -1,20 +1,21 @@
 """LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
 
+import json
 import math
 import pathlib
-import re
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from isara_jax import config
-from isara_jax.files import remote, storage
-from isara_jax.formats import weights
+from isara_jax.files import confined, remote, storage
+from isara_jax.formats import chosen, weights
 from isara_jax.models import fields as fields_lib
 from isara_jax.models import lora
 from isara_jax.models.network import DecoderConfig
+from isara_jax.shell.terminal import quoted
 
 _PREFIX = "base_model.model."
 # Fields that leave the result at base + scale * x A B; others are refused where they are set. The
@@ -27,6 +28,9 @@ _KNOWN = {
 }  # fmt: skip
 # Others (PiSSA, OLoRA, LoftQ ...) change the base model's weights, too.
 _INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
+_MOST_RANK = 1 << 16  # the widest layer's inputs: a higher one can express nothing more
+# What patterns of modules may take: published ones take milliseconds.
+_PATTERN_SECONDS, _PATTERN_BYTES = 5, 1 << 30
 
 
 def _tensor_names(network: DecoderConfig, settings: config.Lora) -> dict[str, str]:
@@ -97,56 +101,68 @@ def load(directory: pathlib.Path, network: DecoderConfig) -> tuple[lora.Trainabl
       ValueError: it is damaged, of another kind, or of another model; the message says where.
     """
     path = directory / "adapter_config.json"
-    fields = storage.read_json(path)
+    fields = storage.read_json(storage.followed(directory, path))
     rank, alpha = _rank_and_alpha(fields, path)
-    tensors = _read(directory)
-    targets = _targets(set(tensors), network, directory)
-    settings = config.Lora(rank=rank, alpha=alpha, targets=targets)
-    names = _tensor_names(network, settings)
-    chosen = {name for name in names if _is_chosen(_module(name), fields, path)}
-    unknown, missing = set(tensors) - chosen, chosen - set(tensors)
-    if unknown or missing:
-        raise ValueError(
-            f"{directory}: not an adapter of every block of this model, or of those that "
-            f"{path.name} chooses; unknown: {weights.some(unknown)}; "
-            f"missing: {weights.some(missing)}"
-        )
-    shapes = lora.target_shapes(network, settings)
-    flat = {}
-    for theirs, ours in names.items():
-        *layer, matrix = ours.split("/")
-        inputs, outputs = shapes[tuple(layer)]
-        want = (rank, inputs) if matrix == "a" else (outputs, rank)
-        value = tensors[theirs] if theirs in chosen else np.zeros(want, np.float32)
-        if value.shape != want:
+
+    def found_settings(found: Collection[str]) -> config.Lora:
+        return config.Lora(rank=rank, alpha=alpha, targets=_targets(found, network, directory))
+
+    def expected(found: set[str]) -> dict[str, tuple[int, ...]]:
+        names = _tensor_names(network, found_settings(found))
+        chosen_ones = _chosen(names, fields, path)
+        unknown, missing = found - chosen_ones, chosen_ones - found
+        if unknown or missing:
             raise ValueError(
-                f"{directory}: {theirs} has shape {value.shape}; r={rank} and the model imply "
-                f"{want}"
+                f"{directory}: not an adapter of every block of this model, or of those that "
+                f"{path.name} chooses; unknown: {weights.some(unknown)}; "
+                f"missing: {weights.some(missing)}"
             )
-        if not np.isfinite(value).all():
-            raise ValueError(f"{directory}: {theirs} holds infinities or NaNs")
+        shapes = _shapes(network, found_settings(found))
+        return {name: shapes[name] for name in names if name in chosen_ones}
+
+    tensors = _read(directory, rank, expected)
+    settings = found_settings(tensors)
+    shapes = _shapes(network, settings)
+    flat = {}
+    for theirs, ours in _tensor_names(network, settings).items():
+        value = tensors.get(theirs)
+        value = np.zeros(shapes[theirs], np.float32) if value is None else value
         flat[ours] = np.ascontiguousarray(value.T)
     return weights.unflatten(flat), settings
 
 
+def _shapes(network: DecoderConfig, settings: config.Lora) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of an adapter, by PEFT's name."""
+    sizes, result = lora.target_shapes(network, settings), {}
+    for theirs, ours in _tensor_names(network, settings).items():
+        *layer, matrix = ours.split("/")
+        inputs, outputs = sizes[tuple(layer)]
+        result[theirs] = (settings.rank, inputs) if matrix == "a" else (outputs, settings.rank)
+    return result
+
+
 def _rank_and_alpha(fields: dict[str, Any], path: pathlib.Path) -> tuple[int, float]:
     if fields.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: peft_type is {fields.get('peft_type')!r}; 'LORA' is expected")
+        raise ValueError(
+            f"{path}: peft_type is {quoted(fields.get('peft_type'))}; 'LORA' is expected"
+        )
     for name, value in fields.items():
         if value and name not in _KNOWN:
-            raise ValueError(f"{path}: {name} is {value!r}; plain LoRA is expected")
+            raise ValueError(f"{path}: {name} is {quoted(value)}; plain LoRA is expected")
     if fields.get("bias", "none") != "none":
-        raise ValueError(f"{path}: bias is {fields['bias']!r}; 'none' is expected")
+        raise ValueError(f"{path}: bias is {quoted(fields['bias'])}; 'none' is expected")
     if fields.get("init_lora_weights", True) not in _INITIALISATIONS:
         raise ValueError(
-            f"{path}: init_lora_weights is {fields['init_lora_weights']!r}, which changes the base "
-            "model, too; convert the adapter to plain LoRA with PEFT"
+            f"{path}: init_lora_weights is {quoted(fields['init_lora_weights'])}, which "
+            "changes the base model, too; convert the adapter to plain LoRA with PEFT"
         )
     rank, alpha = fields.get("r"), fields.get("lora_alpha")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise ValueError(f"{path}: r is {rank!r}; a whole number above 0 is expected")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= _MOST_RANK:
+        raise ValueError(
+            f"{path}: r is {quoted(rank)}; a whole number from 1 to {_MOST_RANK} is expected"
+        )
     if not fields_lib.is_positive(alpha):
-        raise ValueError(f"{path}: lora_alpha is {alpha!r}; a number above 0 is expected")
+        raise ValueError(f"{path}: lora_alpha is {quoted(alpha)}; a number above 0 is expected")
     return rank, float(alpha) * (math.sqrt(rank) if fields.get("use_rslora") else 1)
 
 
@@ -155,57 +171,64 @@ def _module(name: str) -> str:
     return name.removeprefix(_PREFIX).rsplit(".", 2)[0]
 
 
-def _is_chosen(module: str, fields: dict[str, Any], path: pathlib.Path) -> bool:
-    """Whether the fields choose a module, by PEFT's rules (`check_target_module_exists`)."""
+def _chosen(names: Collection[str], fields: dict[str, Any], path: pathlib.Path) -> set[str]:
+    """Those of some tensors whose modules the fields choose."""
+    modules = {name: _module(name) for name in names}
     try:
-        if _is_among(module, fields.get("exclude_modules")):
-            return False
-        targets = fields.get("target_modules")
-        if isinstance(targets, str):
-            return targets == "all-linear" or _is_among(module, targets)
-        if not (targets is None or _is_among(module, targets)):
-            return False
-        blocks = fields.get("layers_to_transform")
-        if blocks is None or blocks == []:
-            return True
-        blocks, lists = (
-            [blocks] if isinstance(blocks, int) else blocks,
-            fields.get("layers_pattern"),
-        )
-        for name in [lists] if isinstance(lists, str) else lists or [r"[^.]*"]:
-            if number := re.match(rf".*\.{name}\.(\d+)\.", module):
-                return int(number[1]) in blocks
-        return False
-    except (re.error, TypeError) as error:
+        if not chosen.has_patterns(fields):
+            return {name for name, module in modules.items() if chosen.is_chosen(module, fields)}
+        said = confined.run(
+            pathlib.Path(chosen.__file__),
+            given=json.dumps({"fields": fields, "modules": [*modules.values()]}).encode(),
+            seconds=_PATTERN_SECONDS, n_bytes=_PATTERN_BYTES,
+        )  # fmt: skip
+    except (confined.RefusedError, TypeError) as error:
         raise ValueError(
             f"{path}: target_modules, exclude_modules, layers_to_transform and layers_pattern do "
-            f"not choose layers ({error})"
+            f"not choose layers ({error}); give target_modules as a list of names"
         ) from error
+    return {name for name, one in zip(modules, json.loads(said), strict=True) if one}
 
 
-def _is_among(module: str, names: Any) -> bool:
-    """Whether a pattern is that of a module, or names in a list end it."""
-    if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
-    return any(f".{module}".endswith(f".{name}") for name in names or ())
+def _read(
+    directory: pathlib.Path,
+    rank: int,
+    shapes: Callable[[set[str]], dict[str, tuple[int, ...]]],
+) -> dict[str, np.ndarray]:
+    """All tensors in f32.
 
-
-def _read(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors in f32."""
+    Args:
+      directory: the adapter's.
+      rank: as its fields have it, for messages.
+      shapes: of the tensors that there must be, given the names of those that there are; nothing
+        is read before they are compared.
+    """
     path = directory / "adapter_model.safetensors"
     if not path.exists():
         raise ValueError(f"{path}: not found; PEFT saves it with safe_serialization=True")
-    try:
-        tensors = safetensors.numpy.load_file(storage.followed(directory, path))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as safetensors ({error})") from error
-    for name, value in tensors.items():
-        if value.dtype.name not in ("float32", "float16", "bfloat16"):
-            raise ValueError(f"{path}: {name} is {value.dtype}; f32, f16 or bf16 is expected")
-    return {name: value.astype(np.float32) for name, value in tensors.items()}
+    with weights.opened(storage.followed(directory, path)) as file:
+        expected, tensors = shapes(set(file.keys())), {}
+        for name, want in expected.items():
+            found = file.get_slice(name)
+            if found.get_dtype() not in ("F32", "F16", "BF16"):
+                raise ValueError(
+                    f"{path}: {name} is {found.get_dtype()}; f32, f16 or bf16 is expected"
+                )
+            if tuple(found.get_shape()) != want:
+                raise ValueError(
+                    f"{directory}: {name} has shape {tuple(found.get_shape())}; r={rank} and "
+                    f"the model imply {want}"
+                )
+        for name in expected:
+            tensors[name] = file.get_tensor(name).astype(np.float32)
+            if not np.isfinite(tensors[name]).all():
+                raise ValueError(f"{directory}: {name} holds infinities or NaNs")
+    return tensors
 
 
-def _targets(names: set[str], network: DecoderConfig, directory: pathlib.Path) -> tuple[str, ...]:
+def _targets(
+    names: Collection[str], network: DecoderConfig, directory: pathlib.Path
+) -> tuple[str, ...]:
     """Which of our layers an adapter has, by its tensors: `target_modules` may be a pattern."""
     every = config.Lora()
     found = {

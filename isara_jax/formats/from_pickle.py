@@ -27,6 +27,7 @@ import safetensors
 from isara_jax import config
 from isara_jax.files import storage
 from isara_jax.models import families
+from isara_jax.shell.terminal import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -119,8 +120,8 @@ def _indexed(index: pathlib.Path) -> dict[str, set[str]]:
     for name, file in sorted(weight_map.items()):
         if not isinstance(file, str) or not re.fullmatch(r"[^/\\]+\.bin", file):
             raise ValueError(
-                f"{index}: {name} is said to be in {file!r}; the name of a .bin file in the same "
-                "folder is expected"
+                f"{index}: {name} is said to be in {quoted(file)}; the name of a .bin file in "
+                "the same folder is expected"
             )
         shards.setdefault(file, set()).add(name)
     return dict(sorted(shards.items()))

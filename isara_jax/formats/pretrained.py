@@ -15,20 +15,14 @@ from isara_jax.files import remote, storage
 from isara_jax.formats import weights
 from isara_jax.models import attention, decoder, families
 from isara_jax.models.network import DecoderConfig
-from isara_jax.text import special_tokens, tokens
+from isara_jax.text import reading, special_tokens, tokens
 
 _TESTBED = pathlib.Path(__file__).parents[1] / "testbed"
 BUNDLED = {name: _TESTBED / name for name in ("tiny_llama", "tiny_opt")}
-# All that a tokenizer may consist of. Copied, not saved anew: transformers 5 would write names of
-# classes that older versions, and what builds on them, do not know.
-_TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 # What is read of a model at a URL; pickles are not.
 _NEEDED = ("config.json", "*.safetensors")
 _OTHERS = (
-    "model.safetensors.index.json", "generation_config.json", *_TOKENIZER, "README.md",
+    "model.safetensors.index.json", "generation_config.json", *reading.FILES, "README.md",
     "LICEN[SC]E*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -106,11 +100,11 @@ def read(name: str, begin: special_tokens.Begin = "auto") -> Pretrained:
       ValueError: something is missing, damaged, not supported, or of another model.
     """
     path = locate(name)
-    for file in ("config.json", "generation_config.json", *_TOKENIZER):  # which exports copy
+    for file in ("config.json", "generation_config.json"):
         storage.followed(path, path / file)
     network = weights.load_config(path)
     ends = special_tokens.named_ends(path, network.vocab_size)
-    tokenizer = weights.load_tokenizer(path)
+    tokenizer = reading.load(path)
     special = special_tokens.read(path, tokenizer, ends, begin)
     vocabulary = tokens.Vocabulary(tokenizer, network.vocab_size, str(path), special)
     return Pretrained(path, network, vocabulary)
@@ -163,8 +157,12 @@ def save_model(folder: pathlib.Path, base: Pretrained, params: dict[str, Any]) -
 
 
 def copy_tokenizer(base: Pretrained, folder: pathlib.Path) -> None:
-    """Copies the base model's tokenizer, so that it loads without the base model's config.json."""
-    copy_files(base.path, folder, *_TOKENIZER)
+    """Copies the base model's tokenizer, so that it loads without the base model's config.json.
+
+    Its files, not what transformers 5 would save: that names classes that older versions do not
+    know.
+    """
+    copy_files(base.path, folder, *reading.FILES)
     special_tokens.mend(folder, base.vocabulary.tokenizer)
     path = folder / "tokenizer_config.json"
     fields = storage.read_json(path) if path.exists() else {}

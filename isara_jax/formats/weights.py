@@ -18,15 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-import tokenizers
-import transformers
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from isara_jax.files import storage
 from isara_jax.models import decoder, families, weight_table
 from isara_jax.models.network import DecoderConfig
-from isara_jax.text import special_tokens
+from isara_jax.shell import terminal
+from isara_jax.shell.terminal import quoted
 
 METADATA = {"format": "pt"}
 SHARD_BYTES = 4 << 30  # of a file that is written
@@ -40,11 +39,6 @@ _EXPONENT = {
     "F16": (np.uint16, 0x7C00),
     "BF16": (np.uint16, 0x7F80),
 }
-
-# The files a tokenizer is read from: any of these.
-_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
-
-_PROBE = "Why so?\n\nBecause: 1"  # any tokenizer's text
 
 flatten = functools.partial(traverse_util.flatten_dict, sep="/")  # {"a/b/c": leaf}
 unflatten = functools.partial(traverse_util.unflatten_dict, sep="/")
@@ -116,83 +110,6 @@ def _how_to_get_one(path: pathlib.Path) -> str:
     return f"convert it: python -m isara_jax.convert {path} --output=DIR"
 
 
-def load_tokenizer(directory: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
-    """The directory's tokenizer; never runs code from it.
-
-    Raises:
-      ValueError: there is none, or it cannot be read.
-    """
-    # Without its files, transformers may make a tokenizer of no words and say nothing.
-    if not any(all((directory / name).exists() for name in names) for names in _TOKENIZERS):
-        expected = "; ".join(" and ".join(names) for names in _TOKENIZERS)
-        raise ValueError(f"{directory}: no tokenizer; one of these is expected: {expected}")
-    read = functools.partial(
-        transformers.AutoTokenizer.from_pretrained, directory, local_files_only=True,
-        trust_remote_code=False,
-    )  # fmt: skip
-    try:
-        left_out = special_tokens.of_empty(directory)
-        tokenizer = read(**left_out)
-        if made_up := special_tokens.made_up(tokenizer, directory):
-            left_out |= made_up
-            tokenizer = read(**left_out)
-        special_tokens.complete(tokenizer, directory, left_out)
-    except Exception as error:  # the Rust library raises plain `Exception`
-        if refused := _refused_config(directory / "config.json"):
-            raise ValueError(refused) from error
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{directory}: its tokenizer cannot be read; a file may be damaged, or a pointer in "
-            f"place of one: download it again ({reason})"
-        ) from error
-    _check_reading(directory / "tokenizer.json", tokenizer)
-    return tokenizer
-
-
-def _refused_config(path: pathlib.Path) -> str:
-    """What transformers, which reads a config.json with the tokenizer, refuses in it; or nothing.
-
-    Not each of its errors names the field: that is the one without which it reads the others.
-    """
-
-    def error(fields: dict[str, Any]) -> str:
-        try:
-            transformers.AutoConfig.for_model(**fields)
-        except Exception as error:
-            return " ".join(str(error).split())
-        return ""
-
-    fields = storage.read_json(path) if path.exists() else {}
-    if fields.get("model_type") not in transformers.CONFIG_MAPPING or not (said := error(fields)):
-        return ""
-    others = [name for name in fields if name != "model_type"]
-    alone = [n for n in others if not error({k: v for k, v in fields.items() if k != n})]
-    if not alone:
-        return f"{path}: transformers cannot read several fields ({said}); mend or remove them"
-    return (
-        f"{path}: {alone[0]} is {fields[alone[0]]!r}; transformers cannot read it ({said}): mend "
-        "or remove it"
-    )
-
-
-def _check_reading(path: pathlib.Path, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-    """Raises `ValueError` where transformers takes a `tokenizer.json` for one of another kind.
-
-    Before 5.22 it did so with byte-level ones whose class is called LlamaTokenizer(Fast).
-    """
-    ids = tokenizer.encode(_PROBE, add_special_tokens=False)
-    if tokenizer.decode(ids).strip() == _PROBE or not path.exists():
-        return
-    alone = tokenizers.Tokenizer.from_file(str(path))
-    if alone.decode(alone.encode(_PROBE, add_special_tokens=False).ids).strip() == _PROBE:
-        raise ValueError(
-            f"{path}: transformers {transformers.__version__} reads it wrongly, as a "
-            f"{type(tokenizer).__name__}; upgrade: pip install --upgrade transformers (5.22 or "
-            'newer), or write "tokenizer_class": "PreTrainedTokenizerFast" into '
-            "tokenizer_config.json"
-        )
-
-
 # --- in ------------------------------------------------------------------------------------------
 
 
@@ -234,8 +151,8 @@ def _indexed(directory: pathlib.Path, index: pathlib.Path) -> dict[str, pathlib.
     for name, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[^/\\]+\.safetensors", file):
             raise ValueError(
-                f"{index}: {name} is said to be in {file!r}; a safetensors file of the same folder "
-                "is expected"
+                f"{index}: {name} is said to be in {quoted(file)}; a safetensors file of the same "
+                "folder is expected"
             )
     files = {file: directory / file for file in sorted(set(weight_map.values()))}
     missing = [file for file, path in files.items() if not path.exists()]
@@ -256,7 +173,7 @@ def _indexed(directory: pathlib.Path, index: pathlib.Path) -> dict[str, pathlib.
 
 
 def _names_in(path: pathlib.Path) -> list[str]:
-    with _open(path) as file:
+    with opened(path) as file:
         return list(file.keys())
 
 
@@ -270,13 +187,30 @@ def _nothing_to_read(directory: pathlib.Path) -> str:
     )
 
 
-def _open(path: pathlib.Path) -> Any:
+def opened(path: pathlib.Path) -> Any:
+    """A safetensors file, whose header was looked at; a context manager.
+
+    Raises:
+      ValueError: it is none, or damaged.
+    """
     try:
+        _check_header(path)
         return safetensors.safe_open(path, framework="numpy")
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path}: cannot be read as safetensors ({error}); download it again"
+            f"{path}: cannot be read as safetensors ({terminal.line(str(error))[:300]}); download "
+            "it again"
         ) from error
+
+
+def _check_header(path: pathlib.Path) -> None:
+    """Raises `ValueError` for what the library believes: any length, and one name twice."""
+    size = storage.ordinary(path).stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(storage.MOST_JSON, size - 8):
+            raise ValueError(f"it has {size:,} bytes, and says that its header has {length:,}")
+        storage.parse_json(file.read(length).decode())
 
 
 def load(directory: pathlib.Path, model: decoder.Decoder, mesh: Mesh) -> dict[str, Any]:
@@ -310,7 +244,7 @@ def load(directory: pathlib.Path, model: decoder.Decoder, mesh: Mesh) -> dict[st
         )
     params = {}
     for path in sorted({stored[n].file for n in names}):
-        with _open(path) as file:
+        with opened(path) as file:
             for name in sorted(n for n in names if stored[n].file == path):
                 ours = names[name]
                 where = sharding(model.config, ours, wanted[ours].shape, mesh)
@@ -334,7 +268,7 @@ def stored_types(directory: pathlib.Path) -> set[str]:
         by_file.setdefault(stored[name].file, []).append(stored[name].name)
     types = set()
     for path, inside in by_file.items():
-        with _open(path) as file:
+        with opened(path) as file:
             types |= {file.get_slice(name).get_dtype() for name in inside}
     return types
 
@@ -360,7 +294,7 @@ def _may_be_skipped(name: str, network: DecoderConfig) -> bool:
 
 def _check_copy(head: _Stored, embedding: _Stored) -> None:
     """Raises `ValueError` where a tied model carries a head that is not its embedding."""
-    with _open(head.file) as first, _open(embedding.file) as second:
+    with opened(head.file) as first, opened(embedding.file) as second:
         ours, theirs = _Tensor(first, head, False), _Tensor(second, embedding, False)
         same = (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
         rows, width = theirs.shape

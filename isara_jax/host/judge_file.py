@@ -10,6 +10,7 @@ from isara_jax.evaluate import scores
 from isara_jax.files import remote, storage
 from isara_jax.host.panel import Member
 from isara_jax.report import table
+from isara_jax.shell import terminal
 from isara_jax.tasks import base, files, rows
 
 
@@ -49,8 +50,8 @@ def judge(name: str, members: Sequence[Member]) -> None:
                 lines[i]["verdict"][member.name] = label
         _write(target, lines)
     summary_rows = [{"method": generator} | row for generator, row in measured.items()]
-    print("\n".join(table.blocks({"rows": summary_rows, "metrics_info": info})))
-    print(f"Verdicts: {target}")
+    terminal.show("\n".join(table.blocks({"rows": summary_rows, "metrics_info": info})))
+    terminal.show(f"Verdicts: {target}")
 
 
 def _line(row: rows.Row) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from isara_jax.host import finished, held_out
 from isara_jax.host.finished import File, Part
 from isara_jax.host.panel import Make, Member
 from isara_jax.report import html, table
+from isara_jax.shell import terminal
 
 
 def judge(place: remote.Workdir, members: Sequence[Member]) -> dict[str, Any]:
@@ -73,7 +74,7 @@ class _Run:
         current = version is not None and known is not None and known["version"] == version
         todo = [f for f in self._files if not (current and _is_judged(f, member.name, known))]
         if not todo:
-            print(f"{member.name} has judged all {len(self._files)} files of answers")
+            terminal.show(f"{member.name} has judged all {len(self._files)} files of answers")
             return
         make = member.load(max(len(part.items) for part in self._files[0].parts))
         if not current:
@@ -81,7 +82,7 @@ class _Run:
             self._forget({*about, *(known or {}).get("metrics", ())}, about)
             self._judged[member.name] = {"version": version, "metrics": [*about]}
         for number, file in enumerate(todo, 1):
-            print(f"{member.name} judges {file.path.name} ({number} of {len(todo)})", flush=True)
+            terminal.show(f"{member.name} judges {file.path.name} ({number} of {len(todo)})")
             self._judge_file(file, make)
 
     def _about(self, make: Make) -> dict[str, dict[str, Any]]:
@@ -134,8 +135,8 @@ class _Run:
                     example[f"{when}_label"] = "; ".join(verdict.values())
         html.write(self._summary, self._workdir / "report.html")
         self._save()
-        print("\n" + table.text(self._summary))
-        print(f"\nReport: {self._place / 'report.html'}")
+        terminal.show("\n" + table.text(self._summary))
+        terminal.show(f"\nReport: {self._place / 'report.html'}")
         return self._summary
 
 

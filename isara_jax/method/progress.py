@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from isara_jax.shell import endings
+from isara_jax.shell import endings, terminal
 
 _UNITS = {
     "questions": "tokens",
@@ -67,9 +67,9 @@ class Progress:
         self._requests[stage] = requests
 
     def say(self, text: str) -> None:
-        """Prints a line."""
+        """Prints a line, or several."""
         with self._lock:
-            self._print(f"{text}\n")
+            self._print(f"{terminal.visible(text)}\n")
 
     def lap(self, name: str) -> None:
         """Books the time since the last stage ended under `name`."""

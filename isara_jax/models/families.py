@@ -9,6 +9,7 @@ from isara_jax.models import llama, opt
 from isara_jax.models.decoder import Decoder
 from isara_jax.models.network import DecoderConfig
 from isara_jax.models.weight_table import Row
+from isara_jax.shell.terminal import quoted
 
 
 class Family(NamedTuple):
@@ -42,7 +43,9 @@ def from_hf(fields: dict[str, Any], source: str) -> DecoderConfig:
     """
     name = fields.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ValueError(f"{source}: model_type is {name!r}; supported: {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"{source}: model_type is {quoted(name)}; supported: {', '.join(FAMILIES)}"
+        )
     return FAMILIES[name].from_hf(fields, source)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from isara_jax.devices import processes
 from isara_jax.models import layers
+from isara_jax.shell import terminal
+from isara_jax.shell.terminal import quoted
 
 # Fields that change no logit: bookkeeping, training, generation defaults.
 HARMLESS = {
@@ -52,6 +54,8 @@ REFUSED = {
     "text_config", "decoder", "generator", "text_encoder", "sub_configs", "sub_configs_defaults",
     "attribute_map",
 }  # fmt: skip
+# Of what a network is made of: more than any has. With each block the work of reading it grows.
+_MOST = {"num_hidden_layers": 1000, "vocab_size": 1 << 24}
 _NOTHING = (None, False, {}, [])  # values that set nothing; 0 and false are two
 # Of safe-rlhf's score models: how they were trained, and the kind of score.
 _SCORE_MODEL = ("score_type", "architecture", "momentum", "normalizer_type", "mean", "var")
@@ -96,10 +100,11 @@ class Fields:
         return default[0]
 
     def count(self, name: str, *default: int) -> int:
-        """A whole number above 0, of a size that arrays can have."""
-        value = self.take(name, *default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-            self.fail(name, value, "a whole number above 0 (and below 2^31) is expected")
+        """A whole number above 0, of a size that networks can have."""
+        value, most = self.take(name, *default), _MOST.get(name, 2**31 - 1)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            rule = "below 2^31" if name not in _MOST else f"at most {most:,}"
+            self.fail(name, value, f"a whole number above 0 (and {rule}) is expected")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
@@ -156,7 +161,7 @@ class Fields:
 
     def fail(self, name: str, value: Any, rule: str) -> Any:
         """Raises `ValueError` about one field."""
-        raise ValueError(f"{self.source}: {name} is {value!r}; {rule}")
+        raise ValueError(f"{self.source}: {name} is {quoted(value)}; {rule}")
 
     def finish(self) -> None:
         """Accounts for the fields that are left; what nobody reads is said once.
@@ -170,13 +175,13 @@ class Fields:
         }  # fmt: skip
         if refused := {k: v for k, v in left.items() if k in self._refused}:
             raise ValueError(
-                f"{self.source}: not supported: {refused}; it might change the logits. Remove what "
-                "does not"
+                f"{self.source}: not supported: {quoted(refused, 400)}; it might change the logits."
+                " Remove what does not"
             )
         if left:
             processes.say_once(
                 f"{self.source}: passed over, as transformers does for {self._family}: "
-                f"{', '.join(sorted(left))}"
+                f"{terminal.line(', '.join(sorted(left)))}"
             )
 
 

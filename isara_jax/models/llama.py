@@ -53,13 +53,13 @@ def from_hf(values: dict[str, Any], source: str) -> LlamaConfig:
     sizes = {ours: fields.count(theirs) for theirs, ours in _SIZES.items()}
     heads, width = sizes["n_heads"], sizes["width"]
     kv_heads = fields.count("num_key_value_heads", heads)
-    head_size = fields.take("head_dim", None)
-    if head_size is None and width % heads:
+    head_size = fields.count("head_dim", 0) if values.get("head_dim") is not None else 0
+    if not head_size and width % heads:
         fields.fail("num_attention_heads", heads, f"a divisor of hidden_size {width} is expected")
-    head_size = width // heads if head_size is None else head_size
+    head_size = head_size or width // heads
     if heads % kv_heads:
         fields.fail("num_key_value_heads", kv_heads, f"a divisor of the {heads} heads is expected")
-    if not isinstance(head_size, int) or head_size < 2 or head_size % 2:
+    if head_size % 2:
         fields.fail("head_dim", head_size, "RoPE turns pairs: an even number is expected")
     turning = rope_lib.from_hf(
         fields.take("rope_parameters", None), fields.take("rope_scaling", None),

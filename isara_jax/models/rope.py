@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from isara_jax.models import fields as fields_lib
+from isara_jax.shell.terminal import quoted
 
 # The parameters each type takes beside rope_theta.
 _PARAMETERS = {
@@ -72,16 +73,19 @@ def from_hf(parameters: Any, scaling: Any, theta: Any, source: str) -> Rope:
     kind = fields.pop("rope_type", "default")
     if not isinstance(kind, str) or kind not in _PARAMETERS:
         raise ValueError(
-            f"{source}: rope type {kind!r} is not supported; supported: {', '.join(_PARAMETERS)}"
+            f"{source}: rope type {quoted(kind)} is not supported; supported: "
+            f"{', '.join(_PARAMETERS)}"
         )
     whole = fields.pop("partial_rotary_factor", None)
     if whole not in (None, 1, 1.0):
-        raise ValueError(f"{source}: partial_rotary_factor {whole!r} is not supported; only 1")
+        raise ValueError(
+            f"{source}: partial_rotary_factor {quoted(whole)} is not supported; only 1"
+        )
     values = {"theta": fields.pop("rope_theta", None)}
     values |= {name: fields.pop(name, None) for name in _PARAMETERS[kind]}
     if fields:
         raise ValueError(
-            f"{source}: rope type {kind!r} with {', '.join(sorted(fields))} is not supported; it "
+            f"{source}: rope type {kind!r} with {quoted(sorted(fields))} is not supported; it "
             "would change the logits"
         )
     return Rope(kind=kind, **_checked(values, kind, source))
@@ -93,13 +97,13 @@ def _merged(parameters: Any, scaling: Any, theta: Any, source: str) -> dict[str,
     places = {"rope_parameters": parameters, "rope_scaling": scaling}
     for name, part in (places | {"rope_theta": {"rope_theta": theta}}).items():
         if not isinstance(part, dict | None):
-            raise ValueError(f"{source}: {name} is {part!r}; an object is expected")
+            raise ValueError(f"{source}: {name} is {quoted(part)}; an object is expected")
         for key, value in (part or {}).items():
             key = "rope_type" if key == "type" else key
             if value is not None and merged.setdefault(key, value) != value:
                 raise ValueError(
-                    f"{source}: {key} is given twice, as {merged[key]!r} and as {value!r}; remove "
-                    "the wrong one"
+                    f"{source}: {key} is given twice, as {quoted(merged[key])} and as "
+                    f"{quoted(value)}; remove the wrong one"
                 )
     return merged
 
@@ -110,7 +114,8 @@ def _checked(values: dict[str, Any], kind: str, source: str) -> dict[str, float]
     for name, value in values.items():
         if not fields_lib.is_positive(value):
             raise ValueError(
-                f"{source}: rope type {kind!r}: {name} is {value!r}; a number above 0 is expected"
+                f"{source}: rope type {kind!r}: {name} is {quoted(value)}; a number above 0 is "
+                "expected"
             )
     if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
         raise ValueError(f"{source}: rope: high_freq_factor must be above low_freq_factor")

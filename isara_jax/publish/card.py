@@ -1,8 +1,11 @@
 """The model card of an exported result: README.md with the front matter that the hub reads."""
 
 import dataclasses
+import json
 import pathlib
 import re
+import shlex
+import urllib.parse
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,13 +16,16 @@ from huggingface_hub.utils import validate_repo_id
 
 from isara_jax import config
 from isara_jax.evaluate import choices
+from isara_jax.files import storage
 from isara_jax.formats import pretrained, weights
 from isara_jax.report import table
+from isara_jax.shell import terminal
 from isara_jax.text import tokens
 
 PAPER = "2401.06785"
 # What vLLM's --max-lora-rank may be (vllm/config/lora.py, MaxLoRARanks; newer ones take 1 too).
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_MOST_README = 256 << 10  # bytes of a card whose front matter is read
 _LICENCE_STEMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 
 
@@ -64,13 +70,14 @@ def text(about: About) -> str:
     }
     kind = "A LoRA adapter for" if about.form == "peft" else "A language model, fine-tuned from"
     lead = (
-        f"{kind} `{about.base_id}`, aligned with [ISARA](https://arxiv.org/abs/{PAPER}): from some "
-        "question–answer pairs the model wrote its own questions, answered them with the nearest "
-        "pairs as examples, and was fine-tuned on what passed the filters. No instructions written "
-        "by people, no reward model. Made with isara_jax."
+        f"{kind} {_code(about.base_id)}, aligned with [ISARA](https://arxiv.org/abs/{PAPER}): from "
+        "some question–answer pairs the model wrote its own questions, answered them with the "
+        "nearest pairs as examples, and was fine-tuned on what passed the filters. No instructions "
+        "written by people, no reward model. Made with isara_jax."
     )
     body = "\n\n".join(f"## {title}\n\n{content}" for title, content in sections.items())
-    return f"---\n{front_matter(about)}\n---\n\n# {about.name}\n\n{lead}\n\n{body}\n"
+    head = f"---\n{front_matter(about)}\n---\n\n# {_prose(about.name)}"
+    return terminal.visible(f"{head}\n\n{lead}\n\n{body}\n")
 
 
 def front_matter(about: About) -> str:
@@ -136,8 +143,9 @@ def _repository(name: str) -> str | None:
 def licence(base: pathlib.Path) -> dict[str, str]:
     """The front matter's fields on the licence, from the base model's card or licence file."""
     try:
-        found = huggingface_hub.metadata_load(base / "README.md") or {}
-    except (OSError, ValueError, yaml.YAMLError):  # none, or not what the hub would take
+        readme = storage.ordinary(storage.followed(base, base / "README.md"), _MOST_README)
+        found = huggingface_hub.metadata_load(readme) or {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # none that the hub would take
         found = {}
     names = ("license", "license_name", "license_link")
     fields = {name: found[name] for name in names if isinstance(found.get(name), str)}
@@ -146,14 +154,16 @@ def licence(base: pathlib.Path) -> dict[str, str]:
     file = next((f for f in licence_files(base) if f.stem.upper().startswith("LICEN")), None)
     if file is None:
         return {"license": "unknown"}
-    title = next(iter(file.read_text(errors="replace").split("\n", 1)), "").lower()
+    with file.open(encoding="utf-8", errors="replace") as text:
+        title = text.readline(200).lower()
     slug = re.sub(r"[^a-z0-9.]+", "-", title)[:60].strip("-")
     return {"license": "other", "license_name": slug or "see-file", "license_link": file.name}
 
 
 def licence_files(base: pathlib.Path) -> list[pathlib.Path]:
     """Files of a base model that go with every copy of it."""
-    return sorted(p for p in base.iterdir() if p.stem.upper() in _LICENCE_STEMS and p.is_file())
+    found = (p for p in base.iterdir() if p.stem.upper() in _LICENCE_STEMS and p.is_file())
+    return sorted(storage.followed(base, path) for path in found)
 
 
 def _licence(about: About) -> str:
@@ -161,8 +171,10 @@ def _licence(about: About) -> str:
     if found["license"] == "unknown":
         return "unknown: see the base model"
     name = found.get("license_name", found["license"])
-    files = ", ".join(f"[{f.name}]({f.name})" for f in licence_files(about.base.path))
-    return f"That of the base model: {name}" + (f" ({files})" if files else "") + "."
+    files = ", ".join(
+        f"[{_prose(f.name)}]({urllib.parse.quote(f.name)})" for f in licence_files(about.base.path)
+    )
+    return f"That of the base model: {_prose(name)}" + (f" ({files})" if files else "") + "."
 
 
 # --- what was done -------------------------------------------------------------------------------
@@ -176,7 +188,7 @@ def _aligned_on(about: About) -> str:
     )
     ratio = table.get(summary, "scaling_ratio")
     rows = [
-        ("task", f"`{table.get(summary, 'task')}`"),
+        ("task", _code(str(table.get(summary, "task")))),
         ("seeds", f"{table.get(summary, 'n_seeds')} question–answer pairs"),
         ("iterations", len(iterations)),
         ("samples", f"{accepted:,} accepted of {attempted:,}"),
@@ -193,18 +205,18 @@ def _figures(about: About) -> str:
     for name in table.metrics(summary):
         cells = (table.cell(summary, row, name) for row in found)
         shown = (f"{value} ({span})" if span else value for value, span in cells)
-        rows.append((" ".join(filter(None, table.header(summary, name))), *shown))
+        rows.append((_prose(" ".join(filter(None, table.header(summary, name)))), *shown))
     heads = ["", *map(table.label, found)]
     names, evaluation = table.metrics(summary), about.config.evaluation
     on_prompts = {name for name in names if _on_prompts(about, name)}
     where = ["on held-out questions"] if set(names) - {*choices.METRICS} - on_prompts else []
     if titles := [title for name, title in choices.METRICS.items() if name in names]:
         file = _file(evaluation.choices).name
-        where.append(f"{' and '.join(titles)} on the multiple-choice questions of `{file}`")
+        where.append(f"{' and '.join(titles)} on the multiple-choice questions of {_code(file)}")
     if on_prompts:
         where.append(
-            f"prompts: {table.get(summary, 'prompts')}; refusals by rule (crude), by phrases at "
-            "the beginning of the answer"
+            f"prompts: {_prose(str(table.get(summary, 'prompts')))}; refusals by rule "
+            "(crude), by phrases at the beginning of the answer"
         )
     lead = (
         f"Measured by isara_jax before the export: {', '.join(where)}; in brackets the 95 % "
@@ -212,7 +224,7 @@ def _figures(about: About) -> str:
         f"{_exported(summary)}."
     )
     said = (" ".join(table.verdict(summary)), *table.provenance(summary))
-    return "\n\n".join((lead, _table(heads, rows), *said))
+    return "\n\n".join((lead, _table(heads, rows), *map(_prose, said)))
 
 
 def _exported(summary: table.Summary) -> str:
@@ -231,7 +243,7 @@ def _settings(about: About) -> str:
             ("targets", ", ".join(f"`{name}`" for name in _targets(about, about.lora))),
         ]
     if train.init_adapter:
-        rows.append(("started from", f"`{pathlib.PurePath(train.init_adapter).name}`"))
+        rows.append(("started from", _code(pathlib.PurePath(train.init_adapter).name)))
     rows += [
         ("learning rate", f"{train.learning_rate:g}"),
         ("epochs an iteration", train.epochs),
@@ -250,6 +262,16 @@ def _targets(about: About, lora: config.Lora) -> list[str]:
     ]
 
 
+def _prose(text: str) -> str:
+    """Somebody's text as Markdown that shows it, and is neither markup nor HTML."""
+    return re.sub(r"([\\`*_\[\]<>#~$!&])", r"\\\1", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """Somebody's text as code within a line."""
+    return "`" + " ".join(text.split()).replace("`", "'") + "`"
+
+
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     cells = ([str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
@@ -263,7 +285,7 @@ _PYTHON = """\
 {imports}
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained({folder})
 {load}
 prompt = {prompt}
 inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
@@ -273,13 +295,13 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 
 
 def _loading(about: About) -> str:
-    folder, base = _path(about.name), _path(about.base_id)
-    imports, load = "", f'model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")'
+    folder, base = _quoted(_path(about.name)), _quoted(_path(about.base_id))
+    imports, load = "", f'model = AutoModelForCausalLM.from_pretrained({folder}, dtype="auto")'
     if about.form == "peft":
         imports = "from peft import PeftModel"
         load = (
-            f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")\n'
-            f'model = PeftModel.from_pretrained(base, "{folder}")'
+            f'base = AutoModelForCausalLM.from_pretrained({base}, dtype="auto")\n'
+            f"model = PeftModel.from_pretrained(base, {folder})"
         )
     vocabulary = about.base.vocabulary
     begin = "".join(vocabulary.tokenizer.convert_ids_to_tokens(list(vocabulary.begin)))
@@ -302,11 +324,17 @@ def _path(name: str) -> str:
 
 
 def _quoted(value: str) -> str:
-    return '"' + value.replace("\n", "\\n") + '"'
+    """A text as Python and JSON write it, which ends no block of code."""
+    return json.dumps(value, ensure_ascii=False).replace("`", "\\u0060")
+
+
+def _word(name: str) -> str:
+    """A name as a shell reads it, in one line."""
+    return shlex.quote(" ".join(name.split()))
 
 
 def _vllm(about: About) -> str:
-    folder = _path(about.name)
+    folder = _word(_path(about.name))
     if about.form == "merged":
         return f"    vllm serve {folder}"
     assert about.lora
@@ -318,8 +346,8 @@ def _vllm(about: About) -> str:
             "merged."
         )
     return "\n".join([
-        f"    vllm serve {_path(about.base_id)} --enable-lora --max-lora-rank {rank} \\",
-        f"        --lora-modules {about.name}={folder}",
+        f"    vllm serve {_word(_path(about.base_id))} --enable-lora --max-lora-rank {rank} \\",
+        f"        --lora-modules {_word(about.name)}={folder}",
         "",
         f"- `--max-lora-rank` must be one of {allowed}, and not below this adapter's r = "
         f"{about.lora.rank}.",

@@ -14,6 +14,7 @@ from typing import Any
 from isara_jax.files import storage
 from isara_jax.report import table
 from isara_jax.report.table import Summary, get
+from isara_jax.shell import terminal
 
 ISARA, SFT, BASE = "#0f766e", "#c2612c", "#a3aab2"
 OTHERS = {
@@ -275,7 +276,10 @@ def _example(example: Any) -> str:
 
 
 def render(summary: Summary) -> str:
-    """The report as HTML text; the same summary gives the same text."""
+    """The report as HTML text; the same summary gives the same text.
+
+    Texts of models are escaped, and of characters that reorder or hide others stand the numbers.
+    """
     names = table.metrics(summary)
     facts = [f"{k}: {get(summary, v)}" for k, v in (("task", "task"), ("model", "model"))]
     facts.append(f"{get(summary, 'n_seeds')} seeds")
@@ -310,7 +314,7 @@ def render(summary: Summary) -> str:
         f"<details><summary>Configuration</summary><pre>{html.escape(config)}</pre></details>"
     )
     sections = "".join(f"<section>{p}</section>\n" for p in parts if p)
-    return (
+    return terminal.visible(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from isara_jax.shell import terminal
+
 WIDTH = 118
 MISSING = "–"
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -435,9 +437,9 @@ def blocks(summary: Summary) -> list[str]:
 
 
 def _paragraph(lead: str, text: str | None) -> list[str]:
-    """Wrapped text of the model, without the control characters a terminal would obey."""
-    clean = "".join(c if c.isprintable() else " " for c in text or MISSING)
-    return textwrap.wrap(lead + clean, WIDTH, subsequent_indent=" " * len(lead)) or [lead]
+    """Wrapped text of the model."""
+    shown = terminal.visible(lead + (text or MISSING))
+    return textwrap.wrap(shown, WIDTH, subsequent_indent=" " * len(lead)) or [lead]
 
 
 def text(summary: Summary) -> str:
@@ -473,4 +475,4 @@ def text(summary: Summary) -> str:
             tag = example.get(f"{when}_label")
             lines += _paragraph(f"  {when:<6} " + (f"[{tag}] " if tag else ""), example.get(when))
         lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
+    return terminal.visible("\n".join(lines).rstrip()) + "\n"

@@ -29,7 +29,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from isara_jax import config
-from isara_jax.shell import arguments, endings
+from isara_jax.shell import arguments, endings, terminal
 
 # What would change the computation, or break it, and its defaults: the configuration decides.
 _NOT_HONOURED = {
@@ -109,7 +109,7 @@ def start(resumes: bool = False) -> None:
         if getattr(sys, name) is None:  # closed by whoever started this
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
     sys.stdout.reconfigure(errors="replace")  # a terminal of 8 bits shows what it can
-    warnings.formatwarning = lambda message, *_: f"isara_jax: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *_: f"isara_jax: {terminal.line(str(message))}\n"
     for name, defaults in _NOT_HONOURED.items():
         if (value := os.environ.pop(name, "")).lower() not in defaults:
             endings.say(

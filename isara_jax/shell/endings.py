@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from isara_jax import config
+from isara_jax.shell import terminal
 
 MISTAKE, BUG, CLOSED, INTERRUPTED = 1, 70, 128 + signal.SIGPIPE, 128 + signal.SIGINT
 # Of a run that was preempted: EX_TEMPFAIL, "the user is invited to retry". Launchers count on it.
@@ -78,7 +79,7 @@ class Preempted(SystemExit):
 def say(text: str) -> None:
     """Prints a line on stderr, if somebody still reads it."""
     with contextlib.suppress(OSError):
-        print(f"isara_jax: {text}", file=sys.stderr, flush=True)
+        print(f"isara_jax: {terminal.visible(text)}", file=sys.stderr, flush=True)
 
 
 def told(error: BaseException) -> tuple[str, int]:
@@ -107,8 +108,8 @@ def told(error: BaseException) -> tuple[str, int]:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split())
+    """An error's message in one line that a terminal can show."""
+    return terminal.line(str(error))
 
 
 def _of_the_machine(error: BaseException) -> str:
@@ -150,7 +151,7 @@ def by(error: BaseException) -> NoReturn:
     sentence, status = told(error)
     if status == BUG:
         with contextlib.suppress(OSError):
-            traceback.print_exception(error)
+            print(terminal.visible("".join(traceback.format_exception(error))), file=sys.stderr)
     end(sentence, status)
 
 

@@ -13,11 +13,17 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from isara_jax.files import remote, storage
+from isara_jax.files import confined, remote, storage
+from isara_jax.shell.terminal import visible
+from isara_jax.tasks import parquet
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _KINDS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 _SEPARATORS = ",;\t|"
+# Of a file, and of a line of JSON in it; a text that a model can read is shorter by far. Published
+# sets of a million rows have 500 MB: of what is to be read here, a part is enough.
+MOST_BYTES, _MOST_LINE = 256 << 20, 16 << 20
+_PARQUET_SECONDS, _PARQUET_BYTES = 120, 4 << 30
 _JSON_FORMS = (
     "a list of objects, an object with one such list, or one with a list of equal length a column"
 )
@@ -105,8 +111,11 @@ def plain(name: str) -> str:
 def shown(value: object) -> str:
     """A value as its file has it and its kind, for a message, cut to a readable length."""
     is_text = isinstance(value, str)
-    text = repr(value) if is_text else json.dumps(value, ensure_ascii=False, default=str)
-    text = text if len(text) <= 60 else f"{text[:59]}…"
+    if is_text:
+        text = repr(value[:60]) + value[60:61]  # which makes it too long
+    else:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    text = visible(text if len(text) <= 60 else f"{text[:59]}…")
     if value is None or is_text:
         return text
     return f"{text} ({'object' if isinstance(value, dict) else type(value).__name__})"
@@ -129,10 +138,20 @@ def _existing(path: str | remote.Path) -> remote.Path:
 
 
 def _read_bytes(path: remote.Path) -> bytes:
+    """The content of a file, which must be an ordinary one of a likely size."""
     try:
-        return path.read_bytes()
+        if isinstance(path, pathlib.Path):
+            storage.ordinary(path)
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise SeedError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    if len(data) > MOST_BYTES:
+        raise SeedError(
+            f"{path}: found more than {MOST_BYTES >> 20} MB; give a part of it, such as its first "
+            "rows"
+        )
+    return data
 
 
 def _read_text(path: remote.Path) -> str:
@@ -177,6 +196,11 @@ def _parsed_lines(
     for line, source in enumerate(text.split("\n"), 1):
         if not source.strip():
             continue
+        if len(source) > _MOST_LINE:
+            raise SeedError(
+                f"{path}:{line}: found a line of {len(source):,} characters, expected at most "
+                f"{_MOST_LINE:,}; write one object a line, or remove it"
+            )
         try:
             row = storage.parse_json(source)
         except storage.AmbiguousError as error:
@@ -268,26 +292,28 @@ def _alike(columns: Sequence[Any], kind: type, size: Callable[[Any], Any]) -> bo
 
 
 def _parquet(path: remote.Path) -> Rows:
-    import pyarrow as pa
-    from pyarrow import parquet
-
+    """The rows, which a process of its own has read."""
     data = _read_bytes(path)
-    try:
-        file = parquet.ParquetFile(pa.BufferReader(data))
-        names = tuple(file.schema_arrow.names)
-        batches = [[c.to_pylist() for c in batch.columns] for batch in file.iter_batches()]
-    except (pa.ArrowException, OSError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise SeedError(
-            f"{path}: no parquet file that can be read ({said}); fetch or write it again, or "
-            "convert it to .jsonl"
-        ) from error
+    with storage.scratch() as folder:
+        copy = folder / "rows.parquet"
+        copy.write_bytes(data)
+        try:
+            said = confined.run(
+                pathlib.Path(parquet.__file__), str(copy), str(MOST_BYTES),
+                seconds=_PARQUET_SECONDS, n_bytes=_PARQUET_BYTES,
+            )  # fmt: skip
+        except confined.RefusedError as error:
+            raise SeedError(
+                f"{path}: no parquet file that can be read ({error}); fetch or write it again, or "
+                "convert it to .jsonl"
+            ) from error
+    header, *lines = said.decode().split("\n")[:-1]
+    names = tuple(json.loads(header))
     spelt = tuple(map(plain, names))
     rows = []
-    for batch in batches:
-        for cells in zip(*batch, strict=True):
-            fields = dict(zip(spelt, cells, strict=True))
-            rows.append(Row(str(path), len(rows) + 1, "row", names, fields))
+    for line in lines:
+        fields = dict(zip(spelt, json.loads(line), strict=True))
+        rows.append(Row(str(path), len(rows) + 1, "row", names, fields))
     return Rows(spelt, str(path), True, tuple(rows))
 
 

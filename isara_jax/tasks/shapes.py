@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from isara_jax.shell.terminal import quoted
 from isara_jax.tasks.base import Choice, Pair
 from isara_jax.tasks.rows import Row, Rows, SeedError, shown
 
@@ -125,7 +126,7 @@ def recognise(found: Rows, shapes: Sequence[Shape]) -> Shape:
         raise _unknown(found, shapes)
     if len(good) > 1:
         raise SeedError(
-            f"{found.where}: found {sorted({*names})}, which may mean "
+            f"{found.where}: found {quoted(sorted({*names}), 300)}, which may mean "
             f"{' or '.join(shape.spec for shape in good)}; keep the {_kind(found)} of one of these"
         )
     for name in good[0].names if found.columns else ():
@@ -141,10 +142,10 @@ def _unknown(found: Rows, shapes: Sequence[Shape]) -> SeedError:
     missing = next((one[0] for one in own.needs if not {*one} & {*found.names}), own.needs[0][0])
     if found.columns:
         row = ",".join(one[0] for one in own.needs)
-        said = f"found 0 columns of this name in {[*found.names]}, expected one; make "
+        said = f"found 0 columns of this name in {quoted([*found.names], 300)}, expected one; make "
         said += f"the first row: {row} (semicolons, tabs or bars between the cells will do as well)"
     else:
-        said = f"missing; found the fields {sorted(found.names)}; add {missing!r}"
+        said = f"missing; found the fields {quoted(sorted(found.names), 300)}; add {missing!r}"
     return SeedError(
         f"{found.where}: {missing}: {said}; known {_kind(found)} are besides: {others}"
     )
@@ -179,7 +180,8 @@ def string(row: Row, name: str) -> str:
     """The field `name` of a row, checked and stripped."""
     if name not in row.fields:
         raise SeedError(
-            f"{row.where}: {name}: missing; found the fields {sorted(row.fields)}; add {name!r}"
+            f"{row.where}: {name}: missing; found the fields {quoted(sorted(row.fields), 300)}; "
+            f"add {name!r}"
         )
     return _string(f"{row.where}: {name}", row.fields[name], name, row.unit)
 

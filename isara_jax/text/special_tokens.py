@@ -22,6 +22,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from isara_jax.devices import processes
 from isara_jax.files import storage
+from isara_jax.shell.terminal import quoted
 
 Begin = Literal["auto", "always", "never"]
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -67,7 +68,7 @@ def read(
 
     Args:
       directory: the model's folder.
-      tokenizer: as `weights.load_tokenizer` reads it. Whatever ends a text becomes special in it,
+      tokenizer: as `reading.load` reads it. Whatever ends a text becomes special in it,
         so that it stays text in somebody's text.
       named: what `named_ends` finds.
       begin: whether texts begin with BOS; "auto": as the model was trained.
@@ -120,7 +121,7 @@ def _ends_in(path: pathlib.Path, size: int) -> list[int]:
     for index in ids:
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < size:
             raise ValueError(
-                f"{path}: eos_token_id is {found!r}; token ids below {size} are expected"
+                f"{path}: eos_token_id is {quoted(found)}; token ids below {size} are expected"
             )
     return ids
 

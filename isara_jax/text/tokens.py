@@ -23,14 +23,18 @@ Text that looks like more than text cannot end an answer early:
 
 import functools
 import re
+import time
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from isara_jax.shell.terminal import line, quoted
 from isara_jax.text import special_tokens
 
+# For some texts at once; a hundred times what tokenizers take.
+_SECONDS, _SECONDS_A_CHARACTER = 20.0, 1e-4
 QUESTION, ANSWER, SEPARATOR = "Question:", "Answer:", "\n\n"
 
 
@@ -149,12 +153,32 @@ class Vocabulary:
 
         What looks like a special token is text: "</s>" in a seed never ends a sequence.
         """
-        if not texts:
-            return []
-        return self.tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True,
-            return_attention_mask=False, verbose=False,
-        )["input_ids"]  # fmt: skip
+        ids: list[list[int]] = []
+        while rest := texts[len(ids) :]:
+            # One, two, four ... at once: a tokenizer that takes hours is noticed before.
+            now, since = list(rest[: len(ids) + 1]), time.monotonic()
+            ids += self._ids(now)
+            if time.monotonic() - since > _SECONDS + _SECONDS_A_CHARACTER * sum(map(len, now)):
+                raise ValueError(
+                    f"{self.source}: the tokenizer takes {time.monotonic() - since:.0f} s for "
+                    f"texts such as {quoted(now[0])}; a pattern in it backtracks: get it again "
+                    "from a source that you trust"
+                )
+        return ids
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        try:
+            return self.tokenizer(
+                texts, add_special_tokens=False, split_special_tokens=True,
+                return_attention_mask=False, verbose=False,
+            )["input_ids"]  # fmt: skip
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust libraries, no `Exception`
+                raise
+            raise ValueError(
+                f"{self.source}: the tokenizer fails ({line(str(error))}) on texts such as "
+                f"{quoted(texts[0])}; get it again from a source that you trust"
+            ) from error
 
     def try_spellings(self, texts: Sequence[str], place: Place) -> list[Spelling | None]:
         """Token ids of `texts` as they stand in the template.

@@ -154,7 +154,7 @@ class Forbidden(memory.MemoryFileSystem):
     def ls(self, path, **settings):
         raise PermissionError("403: no access\nsee the console")
 
-    cat_file = ls
+    open = ls
 
 
 def test_what_goes_wrong_elsewhere_is_one_line(store, monkeypatch):

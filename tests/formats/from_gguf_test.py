@@ -30,6 +30,7 @@ from transformers.integrations.gguf import gguf_tokenizer_mapping
 from isara_jax.formats import pretrained, weights
 from isara_jax.formats.from_gguf import conversion, patterns, tokenizer
 from isara_jax.formats.from_gguf.file import GgufFile
+from isara_jax.text import reading
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
 SIZES = {
@@ -298,7 +299,7 @@ def test_absent_metadata_means_what_it_means_to_llama_cpp(tmp_path):
     path = written(tmp_path / "a.gguf", theirs, changed=dict.fromkeys(absent))
     folder = convert(path, tmp_path / "out")
     same_model(folder, theirs)
-    ours = weights.load_tokenizer(folder)
+    ours = reading.load(folder)
     assert (ours.bos_token_id, ours.eos_token_id) == (1, 2)
 
 
@@ -419,7 +420,7 @@ def tokenizer_of(words, folder):
     (folder / "ours").mkdir()
     (folder / "ours" / "config.json").write_text('{"model_type": "llama"}')
     tokenizer.read(GgufFile(path), 128).save(folder / "ours")
-    return weights.load_tokenizer(folder / "ours"), path
+    return reading.load(folder / "ours"), path
 
 
 @functools.cache
@@ -633,7 +634,7 @@ def test_what_is_around_a_text(tmp_path):
 def test_kinds_of_tokens(theirs, tmp_path):
     """Special tokens are special, the user's are found whole, what fills gaps is left out."""
     folder = convert(written(tmp_path / "a.gguf", theirs), tmp_path / "out")
-    ours = weights.load_tokenizer(folder)
+    ours = reading.load(folder)
     words = llamas_words().words
     user, tab = words.index("<|user|>"), words.index("  tab")
     assert len(ours) == tab + 1
@@ -652,12 +653,12 @@ def test_ends_and_chat_templates(theirs, tmp_path):
     extra = {"ggml.eot_token_id": user, "chat_template": one}
     folder = convert(written(tmp_path / "a.gguf", theirs, llamas_words(**extra)), tmp_path / "a")
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, user]
-    ours = weights.load_tokenizer(folder)
+    ours = reading.load(folder)
     chat = [{"role": "user", "content": "x"}]
     assert ours.apply_chat_template(chat, tokenize=False) == "[x]"
     extra |= {"chat_templates": ["tools"], "chat_template.tools": "tools: " + one}
     folder = convert(written(tmp_path / "b.gguf", theirs, llamas_words(**extra)), tmp_path / "b")
-    ours = weights.load_tokenizer(folder)
+    ours = reading.load(folder)
     assert ours.apply_chat_template(chat, tokenize=False) == "[x]"
     assert ours.apply_chat_template(chat, chat_template="tools", tokenize=False) == "tools: [x]"
 

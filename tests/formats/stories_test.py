@@ -13,7 +13,7 @@ from isara_jax.formats import weights
 from isara_jax.method import train
 from isara_jax.models import families
 from isara_jax.sampler import decode, sampling
-from isara_jax.text import packing, stops, tokens
+from isara_jax.text import packing, reading, stops, tokens
 from tests import stories
 
 pytestmark = pytest.mark.skipif(not stories.DATA.is_dir(), reason="stories260K is not here")
@@ -24,7 +24,7 @@ def loaded(tmp_path_factory):
     folder = stories.convert(tmp_path_factory.mktemp("stories260k"))
     model = families.build(weights.load_config(folder))
     devices = mesh.make()
-    vocabulary = tokens.Vocabulary(weights.load_tokenizer(folder), 512, str(folder))
+    vocabulary = tokens.Vocabulary(reading.load(folder), 512, str(folder))
     golden = json.loads((stories.DATA / "golden_greedy.json").read_text())
     return model, weights.load(folder, model, devices), vocabulary, devices, golden
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from isara_jax import config
-from isara_jax.formats import pretrained, weights
+from isara_jax.formats import pretrained
 from isara_jax.host import lengths
 from isara_jax.tasks.base import Pair, Task
-from isara_jax.text import packing, tokens
+from isara_jax.text import packing, reading, tokens
 
 
 @pytest.fixture(scope="module")
 def vocabulary():
     folder = pretrained.BUNDLED["tiny_llama"]
-    return tokens.Vocabulary(weights.load_tokenizer(folder), 1536, str(folder))
+    return tokens.Vocabulary(reading.load(folder), 1536, str(folder))
 
 
 def encode(vocabulary, c, pairs, limit=512):

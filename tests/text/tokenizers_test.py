@@ -23,10 +23,9 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from isara_jax.files import storage
-from isara_jax.formats import weights
 from isara_jax.sampler import decode, sampling
 from isara_jax.tasks import files
-from isara_jax.text import packing, stops, tokens
+from isara_jax.text import packing, reading, stops, tokens
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "tokenizers"
@@ -250,7 +249,7 @@ def folder_of(kind):
 
 @functools.cache
 def vocabulary(kind):
-    tokenizer = weights.load_tokenizer(folder_of(kind))
+    tokenizer = reading.load(folder_of(kind))
     return tokens.Vocabulary(tokenizer, len(tokenizer) + UNUSED, kind)
 
 
@@ -315,11 +314,10 @@ def test_none_of_them_needs_torch():
     program = """
         import json, pathlib, sys
         sys.modules["torch"] = None
-        from isara_jax.formats import weights
-        from isara_jax.text import tokens
+                from isara_jax.text import tokens
         texts, *folders = json.load(sys.stdin)
         for folder in folders:
-            tokenizer = weights.load_tokenizer(pathlib.Path(folder))
+            tokenizer = reading.load(pathlib.Path(folder))
             vocab = tokens.Vocabulary(tokenizer, len(tokenizer), folder)
             print(json.dumps(vocab.plain(texts)))
     """

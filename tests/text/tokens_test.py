@@ -14,8 +14,7 @@ import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from isara_jax.formats import weights
-from isara_jax.text import packing, tokens
+from isara_jax.text import packing, reading, tokens
 
 GPT2 = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers" / "gpt2"
 KINDS = (*tiny.TOKENIZERS, "gpt2")
@@ -43,7 +42,7 @@ def vocabulary(kind):
         return tiny.vocabulary(kind)
     if not GPT2.is_dir():
         pytest.skip(f"{GPT2} is not here")
-    return tokens.Vocabulary(weights.load_tokenizer(GPT2), 50257, str(GPT2))
+    return tokens.Vocabulary(reading.load(GPT2), 50257, str(GPT2))
 
 
 @pytest.fixture(params=KINDS)

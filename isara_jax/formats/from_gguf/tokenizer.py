@@ -16,6 +16,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from isara_jax.files import storage
 from isara_jax.formats.from_gguf import patterns
 from isara_jax.formats.from_gguf.file import GgufFile
+from isara_jax.text import trial
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # `tokenizer.ggml.token_type`
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # by HF's name, GGUF's
@@ -175,7 +176,7 @@ def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> tuple[tokenizers.
     merges = _merges(file)
     if scores is None and merges is None:
         raise ValueError(f"{file.path}: tokenizer.ggml.scores is missing; the file is not complete")
-    merges = _merges_by_score(vocabulary, scores) if merges is None else merges
+    merges = _merges_by_score(vocabulary, scores, file.path) if merges is None else merges
     unknown = vocabulary.words[vocabulary.ids["unk"]] if "unk" in vocabulary.ids else None
     backend = tokenizers.Tokenizer(
         models.BPE(
@@ -193,12 +194,19 @@ def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> tuple[tokenizers.
     return backend, True
 
 
-def _merges_by_score(vocabulary: _Vocabulary, scores: list[float]) -> list[tuple[str, str]]:
+def _merges_by_score(
+    vocabulary: _Vocabulary, scores: list[float], path: pathlib.Path
+) -> list[tuple[str, str]]:
     """Merges that do what the scores do: the best piece of any two neighbours is made first.
 
     Of equal scores the lower id is better: some converters write one score for all.
     """
     pieces = {vocabulary.words[i]: i for i in sorted(vocabulary.of_type(_NORMAL))}
+    if (longest := max(map(len, pieces), default=0)) > trial.LONGEST_PIECE:  # each is halved anew
+        raise ValueError(
+            f"{path}: tokenizer.ggml.tokens holds a token of {longest:,} characters; at most "
+            f"{trial.LONGEST_PIECE:,} are expected"
+        )
     result = []
     for word in sorted(pieces, key=lambda word: -scores[pieces[word]]):
         halves = [(word[:cut], word[cut:]) for cut in range(1, len(word))]
