@@ -151,7 +151,7 @@ class Forbidden(memory.MemoryFileSystem):
 
     protocol = "forbidden"
 
-    def ls(self, path, **settings):
+    def ls(self, *args, **settings):
         raise PermissionError("403: no access\nsee the console")
 
     open = ls
