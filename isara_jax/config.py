@@ -298,7 +298,7 @@ def _checked(kind: Any, value: Any, path: str) -> Any:
         raise ConfigError(f"{path}={value!r}: a {kind.__name__} is expected")
     if kind is float and math.isnan(value):
         raise ConfigError(f"{path}={value!r}: a number is expected")
-    if kind is int and not -(2**31) <= value < 2**32:
+    if kind is int and not -(2**31) <= value <= 2**32:
         raise ConfigError(f"{path}={value!r}: a number of so many digits is not expected")
     if kind is str and re.search("[\0\ud800-\udfff]", value):
         raise ConfigError(f"{path}={value!r}: found a character that is none of a text; remove it")
@@ -310,7 +310,7 @@ def _float(value: int) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _validate(c: Config) -> None:

@@ -159,7 +159,8 @@ def _rank_and_alpha(fields: dict[str, Any], path: pathlib.Path) -> tuple[int, fl
     rank, alpha = fields.get("r"), fields.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= _MOST_RANK:
         raise ValueError(
-            f"{path}: r is {quoted(rank)}; a whole number from 1 to {_MOST_RANK} is expected"
+            f"{path}: r is {quoted(rank)}; a whole number above 0 (and at most "
+            f"{_MOST_RANK:,}) is expected"
         )
     if not fields_lib.is_positive(alpha):
         raise ValueError(f"{path}: lora_alpha is {quoted(alpha)}; a number above 0 is expected")

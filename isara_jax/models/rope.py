@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from isara_jax.models import fields as fields_lib
-from isara_jax.shell.terminal import quoted
+from isara_jax.shell.terminal import line, quoted
 
 # The parameters each type takes beside rope_theta.
 _PARAMETERS = {
@@ -85,8 +85,8 @@ def from_hf(parameters: Any, scaling: Any, theta: Any, source: str) -> Rope:
     values |= {name: fields.pop(name, None) for name in _PARAMETERS[kind]}
     if fields:
         raise ValueError(
-            f"{source}: rope type {kind!r} with {quoted(sorted(fields))} is not supported; it "
-            "would change the logits"
+            f"{source}: rope type {kind!r} with {line(', '.join(sorted(fields)))[:300]} is not "
+            "supported; it would change the logits"
         )
     return Rope(kind=kind, **_checked(values, kind, source))
 

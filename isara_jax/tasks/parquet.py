@@ -7,12 +7,13 @@ import json
 import sys
 from typing import Any
 
+OTHER = "\0other"  # the only field of a value of another kind
 _ROWS = 256  # decoded at once
 
 
-def _plain(value: Any) -> list[str]:
-    """What JSON does not have: no text, whatever it is."""
-    return [type(value).__name__, str(value)]
+def _other(value: Any) -> dict[str, list[str]]:
+    """What JSON does not have, such as bytes and dates: its kind, and how it reads."""
+    return {OTHER: [type(value).__name__, str(value)]}
 
 
 def _print_rows(path: str, most: int) -> None:
@@ -24,7 +25,7 @@ def _print_rows(path: str, most: int) -> None:
         if batch.nbytes > most:
             raise MemoryError
         for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            written += sys.stdout.write(json.dumps(cells, default=_plain) + "\n")
+            written += sys.stdout.write(json.dumps(cells, default=_other) + "\n")
             if written > most:
                 raise MemoryError
 

@@ -312,9 +312,17 @@ def _parquet(path: remote.Path) -> Rows:
     spelt = tuple(map(plain, names))
     rows = []
     for line in lines:
-        fields = dict(zip(spelt, json.loads(line), strict=True))
+        fields = dict(zip(spelt, json.loads(line, object_hook=_value), strict=True))
         rows.append(Row(str(path), len(rows) + 1, "row", names, fields))
     return Rows(spelt, str(path), True, tuple(rows))
+
+
+def _value(fields: dict[str, Any]) -> Any:
+    """An object of a cell, or a value of a kind that JSON does not have."""
+    if [*fields] != [parquet.OTHER]:
+        return fields
+    kind, text = fields[parquet.OTHER]
+    return type(kind, (), {"__str__": lambda self: text})()
 
 
 # --- tables --------------------------------------------------------------------------------------

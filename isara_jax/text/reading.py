@@ -57,9 +57,7 @@ def load(directory: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
             _try(directory / name)
     with storage.scratch() as room:
         _furnish(room, directory)
-        tokenizer = _read(room, directory)
-    _check_reading(directory / "tokenizer.json", tokenizer)
-    return tokenizer
+        return _read(room, directory)
 
 
 def check_files(directory: pathlib.Path) -> None:
@@ -115,6 +113,8 @@ def _read(room: pathlib.Path, directory: pathlib.Path) -> transformers.PreTraine
             left_out |= made_up
             tokenizer = read(**left_out)
         special_tokens.complete(tokenizer, directory, left_out)
+        tokenizer.name_or_path = str(directory)
+        said = tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False)).strip()
     except Exception as error:  # the Rust library raises plain `Exception`
         if refused := _refused_config(directory / _CONFIG):
             raise ValueError(refused) from error
@@ -122,7 +122,8 @@ def _read(room: pathlib.Path, directory: pathlib.Path) -> transformers.PreTraine
             f"{directory}: its tokenizer cannot be read; a file may be damaged, or a pointer in "
             f"place of one: download it again ({terminal.line(str(error))[:300]})"
         ) from error
-    tokenizer.name_or_path = str(directory)
+    if said != _PROBE:
+        _check_reading(directory / "tokenizer.json", tokenizer)
     return tokenizer
 
 
@@ -157,8 +158,7 @@ def _check_reading(path: pathlib.Path, tokenizer: transformers.PreTrainedTokeniz
 
     Before 5.22 it did so with byte-level ones whose class is called LlamaTokenizer(Fast).
     """
-    ids = tokenizer.encode(_PROBE, add_special_tokens=False)
-    if tokenizer.decode(ids).strip() == _PROBE or not path.exists():
+    if not path.exists():
         return
     alone = tokenizers.Tokenizer.from_file(str(path))
     if alone.decode(alone.encode(_PROBE, add_special_tokens=False).ids).strip() == _PROBE:

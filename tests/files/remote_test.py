@@ -151,7 +151,7 @@ class Forbidden(memory.MemoryFileSystem):
 
     protocol = "forbidden"
 
-    def ls(self, path, **settings):
+    def ls(self, *args, **settings):
         raise PermissionError("403: no access\nsee the console")
 
     open = ls
@@ -175,6 +175,45 @@ def test_what_goes_wrong_elsewhere_is_one_line(store, monkeypatch):
             with pytest.raises(config.UserError, match=said) as error:
                 read(url)
             assert str(error.value).startswith(url) and "\n" not in str(error.value)
+
+
+class Hostile(memory.MemoryFileSystem):
+    """A store whose names lead elsewhere, and that sends more than it has said."""
+
+    protocol = "hostile"
+
+    def ls(self, path, **settings):
+        names = ("..", ".", "a\\b", "a\nb", "config.json", "model.safetensors")
+        return [{"name": f"{path}/{name}", "type": "file", "size": 9} for name in names]
+
+    find = lambda self, path, **settings: [f"{path}/{name}" for name in ("../x", "a/../../y", "b")]  # noqa: E731
+
+    def get_file(self, source, target, callback=None, **settings):
+        with pathlib.Path(target).open("wb") as file:
+            for _ in range(100):
+                file.write(bytes(1000))
+                callback.relative_update(1000)
+
+
+def test_what_a_store_says_is_not_believed(tmp_path):
+    """A file outside of the folder, or a full disk, by a store's answer."""
+    fsspec.register_implementation("hostile", Hostile, clobber=True)
+    url = remote.path("hostile://bucket/it")
+    assert set(url.files()) == {"config.json", "model.safetensors"}
+    assert url.tree() == ["b"]
+    with pytest.raises(config.UserError, match="more than 9 bytes came"):
+        (url / "config.json").download(tmp_path / "config.json", 9)
+    assert not [*tmp_path.iterdir()]
+    for text in ("reference::hostile://bucket/it", "hostile://bucket/../it", "hostile://b/."):
+        with pytest.raises(config.UserError, match="fetch and unpack it|write the whole path"):
+            remote.path(text)
+
+
+def test_a_folder_is_not_called_what_it_says(random_model, tmp_path):
+    """A name, in a card and an adapter's settings, that a downloaded folder has chosen."""
+    folder = pathlib.Path(shutil.copytree(random_model, tmp_path / "model"))
+    (folder / ".source").write_text("https://elsewhere")
+    assert pretrained.name_of(folder) == str(folder.resolve())
 
 
 # --- what is written -----------------------------------------------------------------------------

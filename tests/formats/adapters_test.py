@@ -245,7 +245,7 @@ TENSORS = {
     "transposed": (lambda t: t | {A: np.ones((32, 5), "f")}, [A, r"\(32, 5\)", r"\(5, 32\)"]),
     "NaN": (lambda t: t | {A: np.full((5, 32), np.nan, "f")}, [A, "infinities or NaNs"]),
     "infinity": (lambda t: t | {A: np.full((5, 32), np.inf, "e")}, [A, "infinities or NaNs"]),
-    "integers": (lambda t: t | {A: np.ones((5, 32), np.int32)}, [FILE, A, "int32", "bf16"]),
+    "integers": (lambda t: t | {A: np.ones((5, 32), np.int32)}, [FILE, A, "I32", "bf16"]),
 }
 
 

@@ -649,7 +649,7 @@ FIELDS = {
     "null": ({"num_hidden_layers": None}, ["'num_hidden_layers' is missing"]),
     "negative": ({"intermediate_size": -48}, ["intermediate_size is -48", "above 0"]),
     "zero": ({"num_hidden_layers": 0}, ["num_hidden_layers is 0"]),
-    "too large": ({"vocab_size": 10**30}, ["vocab_size is 10000", "2\\^31"]),
+    "too large": ({"vocab_size": 10**30}, ["vocab_size is 10000", "at most 16,777,216"]),
     "string": ({"hidden_size": "32"}, ["hidden_size is '32'", "whole number"]),
     "fraction": ({"num_attention_heads": 4.0}, ["num_attention_heads is 4.0"]),
     "flag as a number": ({"vocab_size": True}, ["vocab_size is True"]),

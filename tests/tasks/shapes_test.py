@@ -245,7 +245,7 @@ SEED_ERRORS = {
     "field twice": ("x.json", '[{"question": "a", "question": "b"}]', [": question: found twice"]),
     "NaN": ("x.json", '[{"question": "a", "answer": NaN}]', [": answer: found NaN"]),
     "broken": ("x.json", '[{"question": "a"},\n {oops}]', [":2: malformed JSON at column 3"]),
-    "deep": ("x.json", "[" * 99_999, [": malformed JSON", "recursion"]),
+    "deep": ("x.json", "[" * 99_999, [": malformed JSON", "nested too deep"]),
     "broken line": ("x.json", jsonl(GOOD) + "{oops\n", [":3: malformed JSON at column 2"]),
     "no parquet": ("x.parquet", jsonl(GOOD), [": no parquet file that can be read (", ".jsonl"]),
     "cut parquet": ("x.parquet", in_parquet(GOOD)[:-20], [": no parquet file that can be read"]),

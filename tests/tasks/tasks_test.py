@@ -220,8 +220,12 @@ ERRORS = {
     "one pair": ("s.jsonl", lines(pair(0)), ["s.jsonl: ", "1 pair", "at least 2"]),
     "csv: no pair": ("s.csv", "question,answer\n", ["s.csv: ", "0 pair"]),
     "csv: columns": ("s.csv", "question:answer\na:b\n", ["s.csv:1: question: ", "question:answer"]),
-    "deep json": ("s.jsonl", '{"question": ' + "[" * 99_999, ["s.jsonl:1: ", "recursion"]),
-    "long number": ("s.jsonl", '{"answer": ' + "9" * 5000 + "}", ["s.jsonl:1: ", "4300 digits"]),
+    "deep json": ("s.jsonl", '{"question": ' + "[" * 99_999, ["s.jsonl:1: ", "nested too deep"]),
+    "long number": (
+        "s.jsonl",
+        '{"answer": ' + "9" * 5000 + "}",
+        ["s.jsonl:1: ", "too many digits"],
+    ),
     "csv: other columns": (
         "s.csv",
         "Frage;answer\na;b\n",

@@ -314,7 +314,7 @@ def test_none_of_them_needs_torch():
     program = """
         import json, pathlib, sys
         sys.modules["torch"] = None
-                from isara_jax.text import tokens
+        from isara_jax.text import reading, tokens
         texts, *folders = json.load(sys.stdin)
         for folder in folders:
             tokenizer = reading.load(pathlib.Path(folder))
