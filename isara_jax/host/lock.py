@@ -222,7 +222,8 @@ class _Lock:
 def _content(lock: remote.Path) -> bytes | None:
     """What is in a lock; None if there is none."""
     try:
-        return lock.read_bytes()[:_SIZE]
+        with lock.open("rb") as file:
+            return file.read(_SIZE)
     except FileNotFoundError:
         return None
     except config.UserError as error:

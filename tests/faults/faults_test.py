@@ -42,7 +42,7 @@ def whole(random_model, tmp_path_factory):
     return undisturbed(random_model, tmp_path_factory.mktemp("whole"), "fused")
 
 
-@pytest.mark.parametrize(("execution", "further"), [("fused", 2), ("staged", 5)])
+@pytest.mark.parametrize(("execution", "further"), [("fused", 3), ("staged", 8)])
 def test_killed_wherever_it_is(request, random_model, tmp_path, monkeypatch, execution, further):
     """Killed just before something is kept, again and again, some steps further each time.
 
@@ -132,18 +132,18 @@ def test_all_checkpoints_damaged(whole, tmp_path, capsys):
     assert runs.differences(place, expected) == []
 
 
-def test_killed_then_preempted(whole, random_model, tmp_path):
-    """The command as users start it: SIGKILL before a file has its name, then SIGTERM at work."""
+def test_preempted_then_killed(whole, random_model, tmp_path):
+    """The command as users start it: SIGTERM at work, then SIGKILL before a file has its name."""
     _, expected, _ = whole
     disturbed = runs.Command(runs.Kind(), random_model, tmp_path)
-    (process,) = disturbed.start(DIE_AT="8")
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == -signal.SIGKILL, said
     (process,) = disturbed.start()
     line = next(line for line in process.stdout if line.startswith("Iteration"))
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == endings.PREEMPTED, line + said
     assert "told to end (SIGTERM): saved iteration" in said
+    (process,) = disturbed.start(DIE_AT="8")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, said
     disturbed.finish()
     assert runs.differences(disturbed.workdir, expected) == []

@@ -126,30 +126,6 @@ def whole(random_model, tmp_path_factory):
     return c, workdir, run.run(c, workdir)
 
 
-def test_an_interrupted_run_continues_where_it_stopped(whole, tmp_path, monkeypatch):
-    """Killed in the second iteration and started again: the same samples, adapter and table."""
-    c, uninterrupted, summary = whole
-    step, calls = Executables.step, []
-
-    def dies(self, state, **keep):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return step(self, state, **keep)
-
-    monkeypatch.setattr(Executables, "step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        run.run(c, tmp_path)
-    continued = run.run(c, tmp_path)
-    assert len(calls) == 3  # the first iteration was not computed again
-    assert continued["rows"] == summary["rows"]
-    for name in ("samples/iteration_1.jsonl", "samples/iteration_2.jsonl"):
-        assert (tmp_path / name).read_text() == (uninterrupted / name).read_text()
-    ours, theirs = adapter(tmp_path), adapter(uninterrupted)
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
-    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [0, 1, 2]
-
-
 def test_more_iterations_go_on_where_fewer_ended(whole, random_model, tmp_path):
     """A finished run with `iterations` raised keeps what was done; none of it is taken back."""
     _, finished, summary = whole
