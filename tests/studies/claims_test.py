@@ -26,6 +26,7 @@ def loaded(study):
     [
         ("README.md", "claims", "methods"),
         ("docs/claims.md", "claims", "isara_minus"),
+        ("docs/claims.md", "seeds", "isara_minus"),
         ("docs/claims.md", "lengths", "methods"),
     ],
 )
