@@ -46,6 +46,8 @@ _SEEDS = {
     "JSON nested 10,000 deep": of.seeds(f'{{"question": {DEEP}, "answer": "x"}}\n'),
     "a line of 17 MB": of.seeds('{"question": "' + "x" * (17 << 20) + '", "answer": "y"}\n'),
     "a file of 300 MB": of.seeds(b"\n" * (300 << 20)),
+    "40 million empty objects": of.seeds("[" + "{}," * 40_000_000 + "{}]", "seeds.json"),
+    "5 million short rows": of.seeds("question,answer\n" + "a,b\n" * 5_000_000, "seeds.csv"),
     "a pipe in place of a file": of.pipe_of_seeds,
     "a folder in place of a file": of.folder_of_seeds,
     "an array of 10,000 arrays in `.json`": of.seeds(DEEP, "seeds.json"),

@@ -123,13 +123,18 @@ def _dot(axes: Axes, e: Mapping[str, Any], y: float, name: str, result: Result) 
 
 
 def _curves(result: Result) -> Figure:
-    """A panel a domain and model: a curve a method against the number of seeds, with its band."""
+    """A panel a domain and model: a curve a method against the number of seeds, with its band.
+
+    The base model, which has none, is told above, so that the others have the room.
+    """
     domains = _domains(result)
 
     def draw(axes: Axes, key: tuple[str, str], row: None) -> None:
         del row
         groups = domains[key]
         for name in _methods(groups):
+            if name == "base":
+                continue
             found = [
                 (group["seeds"], group["metrics"][_headline(group)]["methods"].get(name))
                 for group in groups
@@ -141,7 +146,8 @@ def _curves(result: Result) -> Figure:
         axes.set_xticks(places, [str(x) for x in places])
         axes.set_xlabel(result["axis"])
         axes.set_ylabel(_metric_title(groups[0]))
-        axes.set_title(", ".join(key))
+        base = groups[0]["metrics"][_headline(groups[0])]["methods"].get("base")
+        axes.set_title(", ".join(key) + (f" (base model {base['mean']:.3f})" if base else ""))
         axes.grid(alpha=0.3)
 
     return _panels(list(domains), [None], draw)

@@ -23,6 +23,8 @@ _SEPARATORS = ",;\t|"
 # Of a file, and of a line of JSON in it; a text that a model can read is shorter by far. Published
 # sets of a million rows have 500 MB: of what is to be read here, a part is enough.
 MOST_BYTES, _MOST_LINE = 256 << 20, 16 << 20
+# What each of them costs in memory does not depend on how short it is: half a kilobyte.
+_MOST_LINES, _MOST_BRACKETS = 4_000_000, 8_000_000
 _PARQUET_SECONDS, _PARQUET_BYTES = 120, 4 << 30
 _JSON_FORMS = (
     "a list of objects, an object with one such list, or one with a list of equal length a column"
@@ -156,6 +158,12 @@ def _read_bytes(path: remote.Path) -> bytes:
 
 def _read_text(path: remote.Path) -> str:
     data = _read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    lines, brackets = data.count(b"\n"), data.count(b"{") + data.count(b"[")
+    if lines > _MOST_LINES or brackets > _MOST_BRACKETS:
+        raise SeedError(
+            f"{path}: found {lines:,} lines with {brackets:,} brackets, expected at most "
+            f"{_MOST_LINES:,} with {_MOST_BRACKETS:,}; give a part of it, such as its first rows"
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

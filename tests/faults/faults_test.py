@@ -9,23 +9,14 @@ import pytest
 from isara_jax import config
 from isara_jax.devices import processes
 from isara_jax.host import checkpoint, run
-from isara_jax.host.executables import Shared
 from isara_jax.shell import endings
 from tests.faults import runs
 from tests.host.checkpoint_test import empty, flip
-from tests.method.iteration_test import small
+from tests.method.iteration_test import Compiled, small
 
 
 class KilledError(BaseException):
     """As if the process were gone: nothing of ours catches it."""
-
-
-class Compiled(Shared):
-    """What was compiled for one start is there for the next one."""
-
-    def begin(self, rest):
-        self._used = set(self._compiled)
-        return super().begin(rest)
 
 
 def undisturbed(model, folder, execution):

@@ -14,7 +14,7 @@ from isara_jax.host.executables import Executables
 from isara_jax.tasks import bundled, domains, oracle
 from isara_jax.text import tokens
 from tests.host.run_test import adapter, lines
-from tests.method.iteration_test import SAMPLES, SEEDS, iterate, same_tokens, small
+from tests.method.iteration_test import SAMPLES, SEEDS, Compiled, iterate, same_tokens, small
 
 K = 3
 
@@ -246,11 +246,12 @@ def test_the_best_iteration_outlives_interruptions(kept, random_model, tmp_path,
     """Killed before the best one's adapter was written, and in the iteration after it."""
     uninterrupted, summary = kept
     assert summary["kept"]["iteration"] == 1
+    compiled = Compiled(silent=True)
     for holder, name, at in ((results, "export", 1), (Executables, "step", 1)):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(holder, name, dies_at(at, getattr(holder, name)))
-            run.run(keeping(random_model), tmp_path)
-    continued = run.run(keeping(random_model), tmp_path)
+            run.run(keeping(random_model), tmp_path, compiled)
+    continued = run.run(keeping(random_model), tmp_path, compiled)
     assert continued["kept"] == summary["kept"]
     assert continued["rows"] == summary["rows"]
     ours, theirs = adapter(tmp_path), adapter(uninterrupted)

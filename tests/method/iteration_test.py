@@ -11,7 +11,7 @@ from isara_jax import config
 from isara_jax.devices import compilation_cache
 from isara_jax.evaluate import answers
 from isara_jax.host import run, setup
-from isara_jax.host.executables import Executables
+from isara_jax.host.executables import Executables, Shared
 from isara_jax.method import accept, iteration, prompting
 from isara_jax.method.program import Hyper
 from isara_jax.method.progress import Progress
@@ -38,6 +38,14 @@ def small(model, **changes):
         *parents, leaf = name.split("__")
         functools.reduce(lambda node, parent: node[parent], parents, c)[leaf] = value
     return c
+
+
+class Compiled(Shared):
+    """What was compiled for one start is there for the next one."""
+
+    def begin(self, rest):
+        self._used = set(self._compiled)
+        return super().begin(rest)
 
 
 @pytest.fixture(scope="module")

@@ -245,8 +245,10 @@ from isara_jax.shell import endings
 endings.grant(float(os.environ["GRACE"]))
 with storage.scratch() as folder, endings.saving_when_asked():
     print(folder, flush=True)
-    while not endings.asked_to_end():
+    while True:
         hashlib.pbkdf2_hmac("sha256", b"", b"", int(os.environ["STAGE"]))
+        if endings.asked_to_end():
+            break
     endings.end_preempted("iteration 3")
 """
 ASKED = "isara_jax: told to end (SIGTERM); saves and ends within {} s\n"
