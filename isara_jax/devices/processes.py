@@ -79,7 +79,8 @@ def of_the_first(value: float) -> float:
     """The first process's value of what each measures, but all must agree on."""
     if jax.process_count() == 1:
         return value
-    return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
+    with jax.transfer_guard("allow"):  # it may be asked in the midst of a run
+        return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
 def all_asked_to_end() -> bool:
