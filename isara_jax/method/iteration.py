@@ -158,5 +158,9 @@ def _ended(p: Program, stage: str, amount: jax.Array) -> None:
     The callbacks are not ordered (several devices know no ordered effects): `Progress` puts those
     of neighbouring stages in order.
     """
-    if p.progress is not None:
+    if p.progress is None:
+        return
+    if isinstance(amount, jax.core.Tracer):
         jax.debug.callback(functools.partial(p.progress.ended, stage), amount)
+    else:  # staged: of many processes, what is not traced can only be fetched
+        p.progress.ended(stage, jax.device_get(amount))
