@@ -90,11 +90,15 @@ def all_asked_to_end() -> bool:
     preemption service (`multihost_utils.reached_preemption_sync_point`) would have them stop at
     the next such point, which may be minutes away, and keeps SIGTERM from everybody else.
     """
-    asked = endings.asked_to_end()
+    return in_any(endings.asked_to_end())
+
+
+def in_any(value: bool) -> bool:
+    """Whether it is so in one of the processes, or more; all must ask at the same point."""
     if jax.process_count() == 1:
-        return asked
+        return value
     with jax.transfer_guard("allow"):
-        return bool(np.any(multihost_utils.process_allgather(np.array(asked))))
+        return bool(np.any(multihost_utils.process_allgather(np.array(value))))
 
 
 def check_same(record: str) -> None:

@@ -48,7 +48,8 @@ def check_room(place: remote.Workdir, tree: Any, times: float) -> None:
       config.UserError: there is not; the message says how much is needed.
     """
     needed = times * sum(x.nbytes for x in jax.tree.leaves(tree))
-    free = shutil.disk_usage(place.local).free
+    # The first process's, which may be the only one that writes there: all must do the same.
+    free = processes.of_the_first(shutil.disk_usage(place.local).free)
     if free < needed:
         raise config.UserError(
             f"{place}: what is kept needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are "
@@ -123,7 +124,8 @@ class _Folder:
         args = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract, strict=False))
         with jax.transfer_guard("allow"), _reading():
             arrays = self._manager.restore(step, args=args)["arrays"]
-        if [int(x) for x in jax.device_get(integrity.checksum(arrays))] != sums:
+        found = [int(x) for x in jax.device_get(integrity.checksum(arrays))]
+        if found != sums:
             raise DamagedError("its arrays are not what their checksums say")
         return arrays
 

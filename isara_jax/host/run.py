@@ -132,7 +132,9 @@ class _Run:
                 f"back; give at least {done}, or choose another --workdir"
             )
         summary = self._finished()
-        if summary is not None and done == wanted:
+        # The first process alone sees the result: where it is gone, all go on.
+        if processes.of_the_first(summary is not None and done == wanted):
+            assert summary is not None
             self.progress.say(f"{self.place} holds this run, finished. Its table:\n")
             self.progress.say(table.text(summary))
             return summary
