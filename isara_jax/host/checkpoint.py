@@ -190,17 +190,18 @@ class Checkpoints(_Folder):
         Raises:
           config.UserError: a newer version has written it.
         """
-        damaged = []
+        damaged, found = [], None
         for step in self.steps:
+            said = "another process cannot read it"
             try:
                 host, sums = self._about(step)
                 found = Restored(step, self._arrays(step, like, sums), host)
             except DamagedError as error:
-                damaged.append(f"{self._place}/{self._name}/{step} is damaged ({error})")
-                continue
-            break
-        else:
+                found, said = None, str(error)
+            if not processes.in_any(found is None):
+                break
             found = None
+            damaged.append(f"{self._place}/{self._name}/{step} is damaged ({said})")
         if damaged:
             then = f"from iteration {found.step}" if found else "from the beginning"
             processes.say_once(f"{'; '.join(damaged)}: the run goes on {then}")
@@ -214,8 +215,10 @@ class Stages(_Folder):
         super().__init__(place, "stages", None)
         self._found: dict[str, tuple[int, list[int]]] = {}
         for step in self.steps:
+            about = None
             with contextlib.suppress(DamagedError):
                 about, sums = self._about(step)
+            if not processes.in_any(about is None):
                 self._found[about["stage"]] = step, sums
         self._number = max(self.steps, default=0)
 
@@ -228,9 +231,12 @@ class Stages(_Folder):
           like: the shapes of the result, with their sharding.
         """
         if stage in self._found:
+            kept = None
             with contextlib.suppress(DamagedError):
                 step, sums = self._found[stage]
-                return self._arrays(step, like(), sums)
+                kept = self._arrays(step, like(), sums)
+            if not processes.in_any(kept is None):
+                return kept
         began = time.monotonic()
         result = jax.block_until_ready(compute())
         asked = processes.all_asked_to_end()

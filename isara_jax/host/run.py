@@ -134,7 +134,7 @@ class _Run:
         summary = self._finished()
         # The first process alone sees the result: where it is gone, all go on.
         if processes.of_the_first(summary is not None and done == wanted):
-            assert summary is not None
+            summary = summary or {}
             self.progress.say(f"{self.place} holds this run, finished. Its table:\n")
             self.progress.say(table.text(summary))
             return summary
@@ -190,7 +190,8 @@ class _Run:
     def _kept(self, done: int) -> dict[str, Any] | None:
         """What `history.json` has, if it is of so many iterations: it may know of later rows."""
         kept = integrity.read(self.workdir / _HISTORY, "what it knew is measured again")
-        return kept if kept and len(kept["history"]["iterations"]) == done else None
+        other = kept is None or len(kept["history"]["iterations"]) != done
+        return None if processes.in_any(other) else kept
 
     def _check_cache(self, seeds: Pool) -> None:
         """Raises `config.UserError` where 8 bits are too few for this model's keys and values."""
