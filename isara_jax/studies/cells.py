@@ -10,7 +10,7 @@ import ml_collections
 
 from isara_jax import config
 from isara_jax.config import Config
-from isara_jax.formats import pretrained
+from isara_jax.formats import pretrained, weights
 from isara_jax.host import fingerprint, lengths, setup
 from isara_jax.method.program import static
 from isara_jax.studies.grids import MOST_SEEDS, RANDOM_SEEDS, Level, Study
@@ -39,9 +39,12 @@ class Cell(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """A hash of the configuration and of the model: a cell of other ones is another cell."""
+        """A hash of the model and of what the configuration changes: newer fields leave it."""
         model = pretrained.locate(self.config.model.path)
-        return fingerprint.of_model(model, config.to_dict(self.config))[:8]
+        usual = weights.flatten(config.to_dict(Config()))
+        fields = weights.flatten(config.to_dict(self.config))
+        changes = {name: value for name, value in fields.items() if value != usual[name]}
+        return fingerprint.of_model(model, changes)[:8]
 
     @property
     def name(self) -> str:

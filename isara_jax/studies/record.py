@@ -3,7 +3,7 @@
 | key | holds |
 |---|---|
 | `labels` | of the cell, from the study that reads it |
-| `config` | the configuration's hash |
+| `config` | the configuration |
 | `n_seeds` | how many seeds there were |
 | `items` | a hash of the held-out items: equal ones can be compared item by item |
 | `clusters` | a number an item, the same where they ask for the same thing; None of own files |
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from isara_jax import config
 from isara_jax.evaluate import diversity, refusals
 from isara_jax.files import storage
 from isara_jax.host.held_out import NLL
@@ -56,7 +57,7 @@ def of_run(cell: Cell, folder: pathlib.Path, seconds: float) -> Record:
     shares = {name for row in summary["rows"] for name in row["counts"]}
     told = {_where(row): row for row in summary["rows"]}
     return {
-        "config": cell.digest,
+        "config": config.to_dict(cell.config),
         "n_seeds": summary["n_seeds"],
         "items": hashlib.sha256(data["held-out items"].encode()).hexdigest()[:8],
         "clusters": _clusters(cell),

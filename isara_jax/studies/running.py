@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ml_collections
+
+from isara_jax import config
 from isara_jax.files import storage
 from isara_jax.host import run
 from isara_jax.host.executables import Shared
@@ -19,10 +22,18 @@ _RECORD = "cell.json"
 
 def finished(cells: Sequence[Cell], folder: pathlib.Path) -> list[Record]:
     """The records of the cells that have been run, in the cells' order."""
-    paths = [(cell, folder / cell.name / _RECORD) for cell in cells]
-    return [
-        storage.read_json(path) | {"labels": cell.labels} for cell, path in paths if path.exists()
-    ]
+    found = [(cell, _known(cell, folder)) for cell in cells]
+    return [known | {"labels": cell.labels} for cell, known in found if known is not None]
+
+
+def _known(cell: Cell, folder: pathlib.Path) -> Record | None:
+    """The record of a cell, unless a default has changed since: its name does not tell."""
+    path = folder / cell.name / _RECORD
+    if not path.exists():
+        return None
+    found = storage.read_json(path)
+    then = config.resolve(ml_collections.ConfigDict(found["config"]))  # newer fields, too
+    return found if then == cell.config else None
 
 
 def run_all(
@@ -41,7 +52,7 @@ def run_all(
     shared = Shared(silent=True)
     for number, cell in enumerate(cells, 1):
         place = folder / cell.name
-        if (place / _RECORD).exists():
+        if _known(cell, folder) is not None:
             continue
         began = time.monotonic()
         run.run(cell.config, place, shared)

@@ -103,6 +103,21 @@ def test_what_is_finished_is_not_run_again(finished, monkeypatch):
     assert again == found | {"date": again["date"]}
 
 
+def test_a_record_outlives_new_fields_but_not_new_defaults(finished, tmp_path):
+    """Records are committed, to be extended months later: a new field must not cost them all, and
+    a changed default must not pass for what it was."""
+    grid, folder, _ = finished
+    cell, path = grid[0], tmp_path / grid[0].name / "cell.json"
+    known = json.loads((folder / "cells" / cell.name / "cell.json").read_text())
+    del known["config"]["patience"]
+    path.parent.mkdir()
+    path.write_text(json.dumps(known))
+    assert len(running.finished([cell], tmp_path)) == 1
+    known["config"]["patience"] = 99
+    path.write_text(json.dumps(known))
+    assert running.finished([cell], tmp_path) == []
+
+
 def test_table_and_picture_follow_from_the_json(finished, tmp_path):
     """The JSON is committed and the runs are not: it alone must be enough, for every plot."""
     _, folder, found = finished
