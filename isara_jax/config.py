@@ -72,8 +72,9 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The second stage: answers from the k nearest demonstrations."""
+    """The second stage: answers from k demonstrations, the nearest to the question."""
 
+    demonstrations: Literal["knn", "random"] = "knn"  # random: what retrieval is compared with
     k: int = 6  # ASSUMED: 4 to 8
     order: Literal["nearest_last", "nearest_first"] = "nearest_last"  # ASSUMED
     # ASSUMED; base: as before the first iteration. Better on the models tried (docs/real_model.md):

@@ -44,12 +44,12 @@ class Answered(NamedTuple):
 def answer_questions(
     p: Program, inputs: Inputs, state: State, question: spelling.Written
 ) -> Answered:
-    """Stage 2: embed the questions, retrieve the nearest demonstrations, answer."""
+    """Stage 2: embed the questions, retrieve the demonstrations, answer."""
     c = p.config.answer
     part, longest = question.text.joined, p.config.question.max_tokens
     capacity = p.sizes.prompt(c.k, c.prompt_tokens, c.max_tokens, longest)
-    nearest, embedding = prompting.nearest_demonstrations(p, inputs, state.pool, part, c.k)
-    prompts, shown = prompting.answer_prompts(p, state.pool, part, nearest, capacity)
+    chosen, embedding = prompting.answer_demonstrations(p, inputs, state, part)
+    prompts, shown = prompting.answer_prompts(p, state.pool, part, chosen, capacity)
     adapted = inputs.initial if c.model == "base" else state.trainable
     drawn = decode.generate(
         p.sampler(c.max_tokens, "answers"),

@@ -6,6 +6,7 @@
      │   │   ├─ 0  the demonstrations of each request
      │   │   └─ 1  their texts: a request, then a position (`sampling.row_keys`)
      │   ├─ 1  answers: a request, then a position
+     │   ├─ 2  the demonstrations of each answer, where they are drawn (`config.answer`)
      │   └─ 4  the order of each pass over the data (`train.fit`)
      ├─ step EVALUATION
      │   ├─ 0  answers to held-out questions: a request, then a position
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 # Steps that no iteration reaches.
 EVALUATION = 1 << 20
 START = EVALUATION + 1
-_QUESTIONS, _ANSWERS, _SHUFFLE = 0, 1, 4
+_QUESTIONS, _ANSWERS, _SHOWN, _SHUFFLE = 0, 1, 2, 4
 
 
 def _stream(seed: jax.Array, step: jax.Array, stage: int) -> jax.Array:
@@ -44,6 +45,11 @@ def questions(seed: jax.Array, step: jax.Array) -> jax.Array:
 def answers(seed: jax.Array, step: jax.Array) -> jax.Array:
     """Of an iteration's answers."""
     return _stream(seed, step, _ANSWERS)
+
+
+def answer_demonstrations(seed: jax.Array, step: jax.Array) -> jax.Array:
+    """Of the pairs shown to each request for an answer, where they are not the nearest."""
+    return _stream(seed, step, _SHOWN)
 
 
 def shuffle(seed: jax.Array, step: jax.Array) -> jax.Array:

@@ -26,6 +26,13 @@ def distinct_rows(key: jax.Array, n: jax.Array, k: int) -> jax.Array:
     return jnp.stack(rows)
 
 
+def _random_rows(key: jax.Array, requests: int, n: jax.Array, k: int) -> jax.Array:
+    """For each request k distinct rows below n: `[requests, k]`, -1 where there are fewer."""
+    numbers = jnp.arange(requests)
+    each = sampling.row_keys(key, numbers, jnp.zeros_like(numbers))
+    return jax.vmap(lambda key: distinct_rows(key, n, k))(each)
+
+
 def _available(inputs: Inputs, pool: Pool) -> jax.Array:
     """How many rows of the pool may be shown; seeds stand first."""
     return jnp.where(inputs.hyper.only_seeds, pool.n_seeds, pool.count)
@@ -48,11 +55,9 @@ def question_prompts(p: Program, inputs: Inputs, state: State) -> packing.Prompt
     """Prompts of demonstrations alone, drawn anew for every question."""
     c, pool = p.config.question, state.pool
     key = keys.demonstrations(inputs.hyper.seed, state.step)
-    requests = jnp.arange(p.config.samples_per_iteration)
-    demo_keys = sampling.row_keys(key, requests, jnp.zeros_like(requests))
     available = _available(inputs, pool)
     n_drawn = c.k if c.demonstrations == "random" else 1
-    chosen = jax.vmap(lambda k: distinct_rows(k, available, n_drawn))(demo_keys)
+    chosen = _random_rows(key, p.config.samples_per_iteration, available, n_drawn)
     if c.demonstrations == "knn":
         anchors = pool.embedding[chosen[:, 0]]
         chosen = retrieval.nearest(
@@ -78,6 +83,18 @@ def nearest_demonstrations(
     embedding = embed.centre(embed_questions(p, inputs.base, question), pool.mean)
     available, backend = _available(inputs, pool), p.config.retrieval.backend
     return retrieval.nearest(backend, p.mesh, pool.embedding, available, embedding, k), embedding
+
+
+def answer_demonstrations(
+    p: Program, inputs: Inputs, state: State, question: packing.Part
+) -> tuple[jax.Array, jax.Array]:
+    """Rows `[N, k]` of the demonstrations of each answer, -1 for none; the embeddings."""
+    c, pool = p.config.answer, state.pool
+    if c.demonstrations == "knn":
+        return nearest_demonstrations(p, inputs, pool, question, c.k)
+    key = keys.answer_demonstrations(inputs.hyper.seed, state.step)
+    embedding = embed.centre(embed_questions(p, inputs.base, question), pool.mean)
+    return _random_rows(key, len(embedding), _available(inputs, pool), c.k), embedding
 
 
 def answer_prompts(

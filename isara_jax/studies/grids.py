@@ -99,8 +99,8 @@ _ALL = (
     ),
     Study(
         name="retrieval",
-        claim="How many demonstrations answers have, in which order, and how those of questions "
-        "are chosen, matters.",
+        claim="It matters which demonstrations questions and answers have, how many, in which "
+        "order.",
         axis="changed",
         levels=(
             Level("default"),
@@ -108,6 +108,7 @@ _ALL = (
                 Level(f"questions from {how} pairs", {"question.demonstrations": how})
                 for how in ("random", "knn")
             ),
+            Level("answers from random pairs", {"answer.demonstrations": "random"}),
             *(Level(f"answers from {k} pairs", {"answer.k": k}) for k in (2, 4, 6, 8)),
             *(
                 Level(f"answers, {order.replace('_', ' ')}", {"answer.order": order})

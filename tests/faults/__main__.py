@@ -1,19 +1,22 @@
 """Kills runs at random moments, starts them again, and compares what they leave behind.
 
     python -m tests.faults --kills=100
+    python -m tests.faults --kills=40 --signal=SIGTERM
 
-Every kind of run (fused or staged, one process or two, an adapter or all weights) is killed with
-SIGKILL, again and again, until it has ended; of two processes all, or one. Prints a table; the
-status is 1 where a run does not end as the one that nobody disturbed.
+Every kind of run (fused or staged, one process or two, an adapter or all weights) is killed again
+and again, until it has ended; of two processes all, or, by SIGKILL, also one. Prints a table, with
+the statuses of the processes; its own is 1 where a run does not end as one that nobody disturbed.
 """
 
 import argparse
 import itertools
 import pathlib
 import random
+import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 
 from tests.faults import runs
 
@@ -22,6 +25,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100, help="how many kills at least")
+    parser.add_argument("--signal", default="SIGKILL", choices=("SIGKILL", "SIGTERM", "SIGINT"))
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()
     kinds = [
@@ -31,12 +35,15 @@ def main() -> None:
     rng, failed = random.Random(given.seed), False
     with tempfile.TemporaryDirectory() as folder:
         model = _model(pathlib.Path(folder))
-        print("| run | seconds, undisturbed | kills | starts | differs |\n|---|---|---|---|---|")
+        columns = ("run", "undisturbed, s", "killed", "starts", "ended after, s", "statuses",
+                   "differs")  # fmt: skip
+        print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
         for kind in kinds:
-            row = _survive(kind, model, pathlib.Path(folder), -(-given.kills // len(kinds)), rng)
-            failed |= bool(row[-1])
-            print(f"| {' | '.join(map(str, (kind, *row[:-1], ', '.join(row[-1]) or 'nothing')))} |",
-                  flush=True)  # fmt: skip
+            kills = -(-given.kills // len(kinds))
+            by = signal.Signals[given.signal]
+            row = _survive(kind, model, pathlib.Path(folder), kills, by, rng)
+            failed |= row[-1] != "nothing"
+            print(f"| {' | '.join((str(kind), *row))} |", flush=True)
     sys.exit(failed)
 
 
@@ -47,9 +54,10 @@ def _model(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _survive(
-    kind: runs.Kind, model: pathlib.Path, folder: pathlib.Path, kills: int, rng: random.Random
-) -> tuple[float, int, int, list[str]]:
-    """Seconds of an undisturbed run, kills, starts, and the files that differ from its."""
+    kind: runs.Kind, model: pathlib.Path, folder: pathlib.Path, kills: int, by: signal.Signals,
+    rng: random.Random,
+) -> list[str]:  # fmt: skip
+    """A row of the table."""
     name = str(kind).replace(", ", "_").replace(" ", "_")
     (folder / name).mkdir()
     (folder / f"{name}_killed").mkdir()
@@ -57,24 +65,32 @@ def _survive(
     began = time.monotonic()
     whole.finish()
     seconds = time.monotonic() - began
-    done, starts, differ = 0, 0, []
+    one_alone = kind.processes > 1 and by == signal.SIGKILL
+    ended, starts, differ = [], 0, []
     for number in itertools.count():
         place = folder / f"{name}_killed" / str(number)
         place.mkdir()
         disturbed = runs.Command(kind, model, place)
         for _ in range(8):
-            only = rng.choice([None, *range(kind.processes)]) if kind.processes > 1 else None
-            at_work = disturbed.kill(rng.uniform(0, seconds), only)
+            only = rng.choice([None, *range(kind.processes)]) if one_alone else None
+            last = disturbed.disturb(rng.uniform(0, seconds), by, only)
             starts += 1
-            done += at_work
-            if not at_work or done >= kills:
+            ended += [last] if last else []
+            if not last or len(ended) >= kills:
                 break
         disturbed.finish()
         starts += 1
         differ += runs.differences(disturbed.workdir, whole.workdir)
-        if done >= kills:
-            return round(seconds, 1), done, starts, differ
-    raise AssertionError
+        if len(ended) >= kills:
+            break
+    after = sorted(end.seconds for end in ended)
+    statuses = Counter(status for end in ended for status in end.statuses)
+    return [
+        f"{seconds:.1f}", str(len(ended)), str(starts),
+        f"{after[len(after) // 2]:.1f}, at most {after[-1]:.1f}",
+        ", ".join(f"{status}: {n}" for status, n in statuses.most_common()),
+        ", ".join(differ) or "nothing",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

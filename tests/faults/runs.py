@@ -1,4 +1,4 @@
-"""Runs that are killed and started again, and what must be equal to one that was not."""
+"""Runs that are disturbed and started again, and what must be equal to one that was not."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 from tests import environment
 
@@ -61,6 +62,13 @@ class Kind:
         return f"{self.execution}, {number}, {self.trainable}"
 
 
+class Ended(NamedTuple):
+    """How a run ended that got a signal: seconds from it to the last process's end, statuses."""
+
+    seconds: float
+    statuses: list[int]
+
+
 class Command:
     """The command of a kind of run, on a model, in a folder."""
 
@@ -98,24 +106,27 @@ class Command:
             raise RuntimeError(f"{self.kind}: {said}")
         return said[0]
 
-    def kill(self, after: float, only: int | None = None) -> bool:
-        """Starts it and kills it after so many seconds; whether it was still at work.
+    def disturb(self, after: float, by: signal.Signals, only: int | None = None) -> Ended | None:
+        """Starts it and sends it a signal after so many seconds; None: it had ended before.
 
         Args:
           after: seconds.
-          only: the process that is killed, the others are to end by themselves; None: all.
+          by: the signal.
+          only: the process that gets it, the others are to end by themselves; None: all.
         """
         started = self.start()
         until = time.monotonic() + after
         while time.monotonic() < until and any(p.poll() is None for p in started):
             time.sleep(0.02)
         at_work = any(process.poll() is None for process in started)
+        began = time.monotonic()
         for process in started if only is None else [started[only]]:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, by)
         for process in started:
             process.communicate(timeout=_LIMIT)
-        return at_work
+        statuses = [process.returncode for process in started]
+        return Ended(time.monotonic() - began, statuses) if at_work else None
 
 
 def differences(workdir: pathlib.Path, expected: pathlib.Path) -> list[str]:

@@ -214,18 +214,24 @@ def test_full_fine_tuning_runs_the_same_iteration(prepare):
 
 
 @pytest.mark.parametrize("pool", ["seeds", "seeds+generated"])
-@pytest.mark.parametrize("demonstrations", ["random", "knn"])
-def test_where_demonstrations_come_from(default, prepare, pool, demonstrations):
+@pytest.mark.parametrize(("of_questions", "of_answers"), [("random", "knn"), ("knn", "random")])
+def test_where_demonstrations_come_from(default, prepare, pool, of_questions, of_answers):
     """pool=seeds shows nothing generated, in both stages and both ways to draw."""
-    s = prepare(pool=pool, question__demonstrations=demonstrations)
+    s = prepare(pool=pool, question__demonstrations=of_questions, answer__demonstrations=of_answers)
     _, state, _ = default
     start = Executables(s.program, s.inputs).start(s.seeds)
     state = state._replace(trainable=start.trainable)
     write = jax.jit(functools.partial(iteration.write_questions, s.program))
     answer = jax.jit(functools.partial(iteration.answer_questions, s.program))
     question, _ = write(s.inputs, state)
-    shown = answer(s.inputs, state, question).demonstrations
-    assert (np.asarray(shown) < SEEDS).all() == (pool == "seeds")
+    answered = answer(s.inputs, state, question)
+    shown = np.asarray(answered.demonstrations)
+    assert (shown < SEEDS).all() == (pool == "seeds")
+    assert all(len(set(rows)) == len(rows) for rows in shown.tolist())
+    known = state.pool.n_seeds if pool == "seeds" else state.pool.count
+    similarity = np.asarray(answered.embedding) @ np.asarray(state.pool.embedding)[:known].T
+    nearest = np.argmax(similarity, axis=1)  # shown last, unless drawn
+    assert (shown[:, -1] == nearest).all() == (of_answers == "knn")
 
 
 def test_order_and_neighbours_of_demonstrations(default, prepare):

@@ -12,6 +12,7 @@ OF_A_STEP = {  # what is folded into key(SEED), in order
     "demonstrations": (2, 0, 0),
     "questions": (2, 0, 1),
     "answers": (2, 1),
+    "answer_demonstrations": (2, 2),
     "shuffle": (2, 4),
 }
 OF_THE_RUN = {
