@@ -1,11 +1,11 @@
 """Kills runs at random moments, starts them again, and compares what they leave behind.
 
-    python -m tests.faults --kills=100
-    python -m tests.faults --kills=40 --signal=SIGTERM
+    python -m tests.faults --kills=100 --terms=16 --ints=16
 
 Every kind of run (fused or staged, one process or two, an adapter or all weights) is killed again
-and again, until it has ended; of two processes all, or, by SIGKILL, also one. Prints a table, with
-the statuses of the processes; its own is 1 where a run does not end as one that nobody disturbed.
+and again, until it has ended: by SIGKILL, SIGTERM, SIGINT; of two processes all, or, by SIGKILL,
+also one. Prints a table, with the statuses of the processes; its own is 1 where a run does not end
+as one that nobody disturbed.
 """
 
 import argparse
@@ -20,12 +20,14 @@ from collections import Counter
 
 from tests.faults import runs
 
+_SIGNALS = {"kills": signal.SIGKILL, "terms": signal.SIGTERM, "ints": signal.SIGINT}
+
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=100, help="how many kills at least")
-    parser.add_argument("--signal", default="SIGKILL", choices=("SIGKILL", "SIGTERM", "SIGINT"))
+    for name, by in _SIGNALS.items():
+        parser.add_argument(f"--{name}", type=int, default=0, help=f"how many {by.name}s at least")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()
     kinds = [
@@ -35,15 +37,19 @@ def main() -> None:
     rng, failed = random.Random(given.seed), False
     with tempfile.TemporaryDirectory() as folder:
         model = _model(pathlib.Path(folder))
-        columns = ("run", "undisturbed, s", "killed", "starts", "ended after, s", "statuses",
-                   "differs")  # fmt: skip
+        columns = (
+            "run", "undisturbed, s", "signal", "killed", "starts", "ended after, s", "statuses",
+            "differs",
+        )  # fmt: skip
         print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
         for kind in kinds:
-            kills = -(-given.kills // len(kinds))
-            by = signal.Signals[given.signal]
-            row = _survive(kind, model, pathlib.Path(folder), kills, by, rng)
-            failed |= row[-1] != "nothing"
-            print(f"| {' | '.join((str(kind), *row))} |", flush=True)
+            whole, seconds = _undisturbed(kind, model, pathlib.Path(folder))
+            for name, by in _SIGNALS.items():
+                if not (kills := -(-getattr(given, name) // len(kinds))):
+                    continue
+                row = _survive(whole, seconds, kills, by, rng)
+                failed |= row[-1] != "nothing"
+                print(f"| {' | '.join((str(kind), f'{seconds:.1f}', by.name, *row))} |", flush=True)
     sys.exit(failed)
 
 
@@ -53,24 +59,30 @@ def _model(folder: pathlib.Path) -> pathlib.Path:
     return conftest.write_random_model(folder / "model")
 
 
-def _survive(
-    kind: runs.Kind, model: pathlib.Path, folder: pathlib.Path, kills: int, by: signal.Signals,
-    rng: random.Random,
-) -> list[str]:  # fmt: skip
-    """A row of the table."""
-    name = str(kind).replace(", ", "_").replace(" ", "_")
-    (folder / name).mkdir()
-    (folder / f"{name}_killed").mkdir()
-    whole = runs.Command(kind, model, folder / name)
+def _undisturbed(
+    kind: runs.Kind, model: pathlib.Path, folder: pathlib.Path
+) -> tuple[runs.Command, float]:
+    """A run that nobody disturbs, and the seconds that it took."""
+    place = folder / str(kind).replace(", ", "_").replace(" ", "_")
+    place.mkdir()
+    whole = runs.Command(kind, model, place)
     began = time.monotonic()
     whole.finish()
-    seconds = time.monotonic() - began
+    return whole, time.monotonic() - began
+
+
+def _survive(
+    whole: runs.Command, seconds: float, kills: int, by: signal.Signals, rng: random.Random
+) -> list[str]:
+    """What runs like this one are killed for: the rest of a row of the table."""
+    kind, folder = whole.kind, whole.workdir.parent / by.name
+    folder.mkdir()
     one_alone = kind.processes > 1 and by == signal.SIGKILL
     ended, starts, differ = [], 0, []
     for number in itertools.count():
-        place = folder / f"{name}_killed" / str(number)
+        place = folder / str(number)
         place.mkdir()
-        disturbed = runs.Command(kind, model, place)
+        disturbed = runs.Command(kind, whole.model, place)
         for _ in range(8):
             only = rng.choice([None, *range(kind.processes)]) if one_alone else None
             last = disturbed.disturb(rng.uniform(0, seconds), by, only)
@@ -86,7 +98,7 @@ def _survive(
     after = sorted(end.seconds for end in ended)
     statuses = Counter(status for end in ended for status in end.statuses)
     return [
-        f"{seconds:.1f}", str(len(ended)), str(starts),
+        str(len(ended)), str(starts),
         f"{after[len(after) // 2]:.1f}, at most {after[-1]:.1f}",
         ", ".join(f"{status}: {n}" for status, n in statuses.most_common()),
         ", ".join(differ) or "nothing",

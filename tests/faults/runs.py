@@ -73,7 +73,8 @@ class Command:
     """The command of a kind of run, on a model, in a folder."""
 
     def __init__(self, kind: Kind, model: pathlib.Path, folder: pathlib.Path) -> None:
-        self.kind, self.workdir, self._config = kind, folder / "run", folder / "config.py"
+        self.kind, self.model = kind, model
+        self.workdir, self._config = folder / "run", folder / "config.py"
         self._config.write_text(_CONFIG.format(model=str(model), changes=kind.changes))
 
     def start(self, **variables: str) -> list[subprocess.Popen]:
