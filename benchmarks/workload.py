@@ -205,7 +205,7 @@ def save_model(work: Workload, folder: pathlib.Path) -> None:
     folder.mkdir()
     if sum(x.size for x in jax.tree.leaves(work.inputs.base)) < 1e9:
         weights.save(folder, network, work.inputs.base)
-    storage.write_json(folder / "config.json", families.family_of(network).to_hf(network))
+    storage.write_json(folder / "config.json", families.to_hf(network))
 
 
 def where() -> dict[str, str]:

@@ -19,7 +19,8 @@ import pytest
 
 from isara_jax.files import storage
 from isara_jax.formats import pretrained, weights
-from isara_jax.models import families, llama
+from isara_jax.models import families
+from isara_jax.models.families import llama
 from tests import words
 
 # The suite tries the same few examples each time; `--hypothesis-profile=long` looks for others.
@@ -41,7 +42,7 @@ def write_random_model(folder):
     folder.mkdir(exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(pretrained.BUNDLED["tiny_llama"] / name, folder)
-    network = llama.LlamaConfig(
+    network = llama.network(
         vocab_size=1536, width=32, hidden=64, n_layers=2, n_heads=4, n_kv_heads=2, head_size=8,
         max_length=512,
     )  # fmt: skip
@@ -50,5 +51,5 @@ def write_random_model(folder):
     # Larger than at initialisation, so that the text depends on what is read.
     params = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, params["params"])
     weights.save(folder, network, words.only_words(params))
-    storage.write_json(folder / "config.json", llama.to_hf(network))
+    storage.write_json(folder / "config.json", families.to_hf(network))
     return folder

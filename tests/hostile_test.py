@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 
 from isara_jax import config
 from isara_jax.formats import adapters, weights
-from isara_jax.models import families, llama, lora
+from isara_jax.models import families, lora
+from isara_jax.models.families import llama
 from isara_jax.shell import endings
 from isara_jax.tasks import files
 from isara_jax.text import reading, tokens
 
-NETWORK = llama.LlamaConfig(
+NETWORK = llama.network(
     vocab_size=24, width=8, hidden=8, n_layers=2, n_heads=2, n_kv_heads=2, head_size=4,
     max_length=32,
 )  # fmt: skip

@@ -49,25 +49,33 @@ MERGED = (
 
 def torch_model(kind: type, seed: int = 0, **changed) -> transformers.PreTrainedModel:
     """A random model of a `transformers` class; every tensor matters, biases and norms included."""
-    sizes = OPT_SIZES if kind.config_class is transformers.OPTConfig else SIZES
+    sizes = OPT_SIZES if kind.config_class is transformers.OPTConfig else SIZES | _SPECIAL
     settings = kind.config_class(**sizes | changed, attn_implementation="eager")
     torch.manual_seed(seed)
     return randomise(kind(settings).eval())
 
 
+# Some families have end and padding above this vocabulary.
+_SPECIAL = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
 torch_llama = functools.partial(torch_model, transformers.LlamaForCausalLM)
 torch_opt = functools.partial(torch_model, transformers.OPTForCausalLM)
-TORCH = {"llama": torch_llama, "opt": torch_opt}
+TORCH = {
+    name: functools.partial(torch_model, getattr(transformers, family.architecture))
+    for name, family in families.FAMILIES.items()
+}
 
 
 def randomise(model: torch.nn.Module) -> torch.nn.Module:
     """Draws every parameter anew, in sizes at which the model does not repeat itself."""
     tied = hasattr(model, "lm_head") and model.config.tie_word_embeddings
-    scales = {"embed_positions": 1.5, "embed": 0.1 if tied else 0.7, "": 0.2}
+    # Gemma's embeddings are scaled by the root of the width; its weights of norms are added to 1.
+    gemma = type(model).__name__.startswith("Gemma")
+    embed = (0.1 if tied else 0.7) * (0.15 if gemma else 1)
+    scales, norm = {"embed_positions": 1.5, "embed": embed, "": 0.2}, 0.0 if gemma else 1.0
     with torch.no_grad():
         for name, value in model.named_parameters():
             scale = next(s for part, s in scales.items() if part in name)
-            value.normal_(1.0 if name.endswith("norm.weight") else 0.0, scale)
+            value.normal_(norm if name.endswith("norm.weight") else 0.0, scale)
     return model
 
 

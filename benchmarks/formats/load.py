@@ -53,7 +53,7 @@ def write(folder: pathlib.Path, network: DecoderConfig) -> None:
     """A Hugging Face folder of random weights, without a tokenizer."""
     shapes = weights.abstract_params(families.build(network, jnp.bfloat16))
     weights.save(folder, network, jax.tree.map(_Random, shapes))
-    storage.write_json(folder / "config.json", families.family_of(network).to_hf(network))
+    storage.write_json(folder / "config.json", families.to_hf(network))
 
 
 def _anonymous() -> int:

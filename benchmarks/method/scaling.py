@@ -25,11 +25,11 @@ from isara_jax.devices import mesh
 from isara_jax.host import executables
 from isara_jax.method import iteration, prompting
 from isara_jax.method.state import State
-from isara_jax.models import llama
+from isara_jax.models.families import llama
 from isara_jax.sampler import decode, sampling
 from isara_jax.text import stops
 
-NETWORK = llama.LlamaConfig(
+NETWORK = llama.network(
     vocab_size=4096, width=256, hidden=688, n_layers=4, n_heads=4, n_kv_heads=4, head_size=64,
     max_length=4096,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from isara_jax.files import confined, remote, storage
 from isara_jax.formats import chosen, weights
 from isara_jax.models import fields as fields_lib
 from isara_jax.models import lora
-from isara_jax.models.network import DecoderConfig
+from isara_jax.models.network import FUSED, DecoderConfig
 from isara_jax.shell.terminal import quoted
 
 _PREFIX = "base_model.model."
@@ -37,7 +37,7 @@ def _tensor_names(network: DecoderConfig, settings: config.Lora) -> dict[str, st
     """Our path (`layers_i/attention/q/a`) of each tensor of an adapter, by PEFT's name."""
     names = {}
     for layer in lora.target_shapes(network, settings):
-        module = weights.match(network, "/".join((*layer, "kernel")))[1].removesuffix(".weight")
+        module = weights.find(network, "/".join((*layer, "kernel"))).name.removesuffix(".weight")
         for matrix in "ab":
             theirs = f"{_PREFIX}{module}.lora_{matrix.upper()}.weight"
             names[theirs] = "/".join((*layer, matrix))
@@ -232,10 +232,12 @@ def _targets(
 ) -> tuple[str, ...]:
     """Which of our layers an adapter has, by its tensors: `target_modules` may be a pattern."""
     every = config.Lora()
-    found = {
-        ours.split("/")[-2] for theirs, ours in _tensor_names(network, every).items()
+    layers = [
+        ours.rsplit("/", 1)[0] for theirs, ours in _tensor_names(network, every).items()
         if theirs in names
-    }  # fmt: skip
+    ]  # fmt: skip
+    in_block = {layer.split("/", 1)[1] for layer in layers}
+    found = {part for path in in_block for part in FUSED.get(path, (path.split("/")[-1],))}
     if not found:
         raise ValueError(
             f"{directory}: no tensor fits a layer of the model; found {weights.some(names)}"

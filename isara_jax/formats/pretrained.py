@@ -150,7 +150,7 @@ def save_model(folder: pathlib.Path, base: Pretrained, params: dict[str, Any]) -
         "torch_dtype": dtype
     }
     # What was saved without a head may be called a bare model; this one has a head.
-    fields["architectures"] = families.family_of(base.network).to_hf(base.network)["architectures"]
+    fields["architectures"] = [families.family_of(base.network).architecture]
     storage.write_json(folder / "config.json", fields)
     copy_files(base.path, folder, "generation_config.json")
     copy_tokenizer(base, folder)

@@ -10,7 +10,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -44,14 +44,28 @@ flatten = functools.partial(traverse_util.flatten_dict, sep="/")  # {"a/b/c": le
 unflatten = functools.partial(traverse_util.unflatten_dict, sep="/")
 
 
-def match(network: DecoderConfig, path: str) -> tuple[weight_table.Row, str]:
-    """The table's row for one of our paths, and the tensor's Hugging Face name."""
-    index = re.search(r"layers_(\d+)/", path)
-    number = index.group(1) if index else ""
-    for row in families.family_of(network).table:
-        if row.ours.replace("{i}", number) == path:
-            return row, row.theirs.replace("{i}", number)
-    raise KeyError(f"no row of the weight table describes the parameter {path!r}")
+def find(network: DecoderConfig, path: str) -> weight_table.Place:
+    """Where one of our paths is in a checkpoint: the table's row, the tensor's name, its part."""
+    return weight_table.find(families.family_of(network).table, network, path)
+
+
+def by_tensor(network: DecoderConfig, paths: Iterable[str]) -> dict[str, list[str]]:
+    """Our paths by the Hugging Face name of the tensor they are in, in their order there."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for path in paths:
+        place = find(network, path)
+        found.setdefault(place.name, []).append((place.inside.start if place.inside else 0, path))
+    return {name: [path for _, path in sorted(inside)] for name, inside in found.items()}
+
+
+def tensor_shapes(model: decoder.Decoder) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a checkpoint, by its Hugging Face name."""
+    params, result = flatten(abstract_params(model)), {}
+    for name, paths in by_tensor(model.config, params).items():
+        shape = params[paths[0]].shape
+        shape = (*shape[:-1], sum(params[path].shape[-1] for path in paths))
+        result[name] = shape[::-1] if find(model.config, paths[0]).row.transposed else shape
+    return result
 
 
 def abstract_params(model: decoder.Decoder) -> dict[str, Any]:
@@ -70,7 +84,7 @@ def sharding(
     Raises:
       ValueError: an axis does not divide among the devices the table gives it.
     """
-    row, name = match(network, path)
+    row, name, _ = find(network, path)
     axes = list(row.spec)
     for place, (size, axis) in enumerate(zip(shape, row.spec, strict=False)):
         if not axis or size % mesh.shape[axis] == 0:
@@ -232,7 +246,7 @@ def load(directory: pathlib.Path, model: decoder.Decoder, mesh: Mesh) -> dict[st
     """
     stored = _stored(directory)
     wanted = flatten(abstract_params(model))
-    names = {match(model.config, path)[1]: path for path in wanted}
+    names = by_tensor(model.config, wanted)
     unknown = [
         stored[n].name for n in set(stored) - set(names) if not _may_be_skipped(n, model.config)
     ]
@@ -242,17 +256,18 @@ def load(directory: pathlib.Path, model: decoder.Decoder, mesh: Mesh) -> dict[st
             f"{directory}: the tensors are not those of its config.json; "
             f"unknown: {some(unknown)}; missing: {some(unfilled)}"
         )
-    params = {}
+    params, shapes = {}, tensor_shapes(model)
     for path in sorted({stored[n].file for n in names}):
         with opened(path) as file:
             for name in sorted(n for n in names if stored[n].file == path):
-                ours = names[name]
-                where = sharding(model.config, ours, wanted[ours].shape, mesh)
-                row, _ = match(model.config, ours)
-                tensor = _Tensor(file, stored[name], row.transposed)
-                params[ours] = tensor.place(wanted[ours], where)
+                for ours in names[name]:
+                    row, _, inside = find(model.config, ours)
+                    tensor = _Tensor(file, stored[name], row.transposed, inside)
+                    tensor.check(shapes[name])
+                    where = sharding(model.config, ours, wanted[ours].shape, mesh)
+                    params[ours] = tensor.place(wanted[ours], where)
     if model.config.tied and not model.config.n_labels and "lm_head.weight" in stored:
-        _check_copy(stored["lm_head.weight"], stored[match(model.config, "embed/embedding")[1]])
+        _check_copy(stored["lm_head.weight"], stored[find(model.config, "embed/embedding").name])
     return unflatten(params)
 
 
@@ -262,7 +277,7 @@ def stored_types(directory: pathlib.Path) -> set[str]:
     Other files of the folder, such as an adapter's, and tensors that add nothing do not count.
     """
     stored, model = _stored(directory), families.build(load_config(directory))
-    names = {match(model.config, path)[1] for path in flatten(abstract_params(model))}
+    names = set(tensor_shapes(model))
     by_file: dict[pathlib.Path, list[str]] = {}
     for name in names & set(stored):
         by_file.setdefault(stored[name].file, []).append(stored[name].name)
@@ -313,35 +328,41 @@ def _check_copy(head: _Stored, embedding: _Stored) -> None:
 class _Tensor:
     """A tensor in an open safetensors file."""
 
-    def __init__(self, file: Any, stored: _Stored, transposed: bool) -> None:
+    def __init__(
+        self, file: Any, stored: _Stored, transposed: bool, inside: slice | None = None
+    ) -> None:
         self.where, self.transposed = f"{stored.file}: {stored.name}", transposed
+        self.start = inside.start if inside else 0  # of the first axis, which is cut if any is
         self.slices = file.get_slice(stored.name)
         self.shape = tuple(self.slices.get_shape())
         self.dtype = self.slices.get_dtype()
         if self.dtype not in _EXPONENT:
             raise ValueError(f"{self.where} is {self.dtype}; F32, F16 or BF16 is expected")
 
-    def place(self, want: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.Array:
-        """The tensor on the devices, in our layout."""
-        expected = want.shape[::-1] if self.transposed else want.shape
+    def check(self, expected: tuple[int, ...]) -> None:
+        """Raises `ValueError` where the tensor has another shape."""
         if self.shape != expected:
             raise ValueError(f"{self.where} has shape {self.shape}, config.json implies {expected}")
+
+    def place(self, want: jax.ShapeDtypeStruct, where: jax.sharding.Sharding) -> jax.Array:
+        """The tensor, or the part of it that is wanted, on the devices, in our layout."""
         by_slice: dict[str, list[tuple[jax.Device, tuple[slice, ...]]]] = {}
         for device, index in where.addressable_devices_indices_map(want.shape).items():
             by_slice.setdefault(str(index), []).append((device, index))
         placed = []
         for copies in by_slice.values():
-            values = self.read(copies[0][1], want.dtype)
+            values = self.read(copies[0][1], want)
             # Waited for, so that the host holds no second slice meanwhile.
             placed += [jax.block_until_ready(jax.device_put(values, d)) for d, _ in copies]
         return jax.make_array_from_single_device_arrays(want.shape, where, placed)
 
-    def read(self, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+    def read(self, index: tuple[slice, ...], want: jax.ShapeDtypeStruct) -> np.ndarray:
         """One device's slice in our layout, filled chunk by chunk."""
-        index = index[::-1] if self.transposed else index
-        bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
+        index, whole = (x[::-1] if self.transposed else x for x in (index, want.shape))
+        bounds = [part.indices(size)[:2] for part, size in zip(index, whole, strict=True)]
+        bounds[0] = (self.start + bounds[0][0], self.start + bounds[0][1])
         sizes = tuple(stop - start for start, stop in bounds)
-        result = _aligned(sizes[::-1] if self.transposed else sizes, np.dtype(dtype))
+        result = _aligned(sizes[::-1] if self.transposed else sizes, np.dtype(want.dtype))
         rows = result.T if self.transposed else result
         (start, _), *others = bounds
         step = max(1, _CHUNK_BYTES * sizes[0] // max(1, 4 * int(np.prod(sizes))))
@@ -405,7 +426,7 @@ def save(directory: pathlib.Path, network: DecoderConfig, params: dict, dtype: A
         names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     weight_map, total = {}, 0
     for file, shard in zip(names, shards, strict=True):
-        tensors = {name: _fetch(network, path, params, dtype) for name, path in shard.items()}
+        tensors = {name: _fetch(network, paths, params, dtype) for name, paths in shard.items()}
         total += sum(t.nbytes for t in tensors.values())
         weight_map |= dict.fromkeys(tensors, file)
         if jax.process_index() > 0:  # the first has them now
@@ -422,31 +443,36 @@ def save(directory: pathlib.Path, network: DecoderConfig, params: dict, dtype: A
 
 def _shards(
     network: DecoderConfig, params: dict, dtype: np.dtype | None
-) -> Iterator[dict[str, str]]:
+) -> Iterator[dict[str, list[str]]]:
     """Our paths by Hugging Face name, in portions of at most `SHARD_BYTES`."""
-    shard: dict[str, str] = {}
-    size = 0
-    for path, value in flatten(params).items():
-        n_bytes = value.size * (dtype or value.dtype).itemsize
+    shard: dict[str, list[str]] = {}
+    size, flat = 0, flatten(params)
+    for name, paths in by_tensor(network, flat).items():
+        n_bytes = sum(flat[p].size * (dtype or flat[p].dtype).itemsize for p in paths)
         if shard and size + n_bytes > SHARD_BYTES:
             yield shard
             shard, size = {}, 0
-        shard[match(network, path)[1]] = path
+        shard[name] = paths
         size += n_bytes
     yield shard
 
 
-def _fetch(network: DecoderConfig, path: str, params: dict, dtype: Any) -> np.ndarray:
+def _fetch(network: DecoderConfig, paths: list[str], params: dict, dtype: Any) -> np.ndarray:
     """One tensor on the host, in Hugging Face's layout."""
-    node: Any = params
-    for part in path.split("/"):
-        node = node[part]
-    value = _on_host(node)
-    value = value if dtype is None else value.astype(dtype, copy=False)
-    if not match(network, path)[0].transposed:
-        return np.ascontiguousarray(value)
-    result = np.empty(value.shape[::-1], value.dtype)
-    _copy(result, value.T)
+    parts = []
+    for path in paths:
+        node: Any = params
+        for part in path.split("/"):
+            node = node[part]
+        value = _on_host(node)
+        parts.append(value if dtype is None else value.astype(dtype, copy=False))
+    if not find(network, paths[0]).row.transposed:
+        return np.ascontiguousarray(np.concatenate(parts, axis=-1) if parts[1:] else parts[0])
+    inputs, outputs = parts[0].shape[0], sum(value.shape[1] for value in parts)
+    result, start = np.empty((outputs, inputs), parts[0].dtype), 0
+    for value in parts:
+        _copy(result[start : start + value.shape[1]], value.T)
+        start += value.shape[1]
     return result
 
 

@@ -88,7 +88,7 @@ def use(p: Program, judges: float = 0.0) -> Use:
     wide = 10 * network.width + 5 * network.hidden / model  # of a block, a token
     read = max(1, scheduling.refill(c.slots, batch) // batch) * prompt
     alive = 4 * network.width + 3 * network.hidden / model  # of them, where none is kept
-    fresh = read * cache_bytes(p, 1) / slots
+    fresh = read * cache_bytes(p, 1) / slots  # of all tokens, before windows are cut
     logits = 3 * 4 * slots * network.vocab_size
     row = 2 * (c.question.max_tokens + c.answer.max_tokens + p.template.pair) + network.width
     tokens = p.training.rows / batch * sizes.sequence
@@ -117,8 +117,9 @@ def cache_bytes(p: Program, length: int) -> float:
     c, model = p.model.config, p.mesh.shape["model"]
     entry = c.head_size + 4 if p.model.how.int8 else c.head_size * jnp.dtype(p.model.dtype).itemsize
     heads = model if c.n_kv_heads % model == 0 else 1  # else others hold copies
-    each = 2 * c.n_layers * c.n_kv_heads * entry
-    return each * length * p.config.slots / (mesh_lib.batch_devices(p.mesh) * heads)
+    rows = sum(c.rows(layer, length) for layer in range(c.n_layers))
+    each = 2 * c.n_kv_heads * entry
+    return each * rows * p.config.slots / (mesh_lib.batch_devices(p.mesh) * heads)
 
 
 def of_a_device(p: Program) -> float:

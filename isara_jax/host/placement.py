@@ -93,8 +93,7 @@ def divisors(network: DecoderConfig) -> dict[str, int]:
     """
     sizes: dict[str, list[int]] = {"fsdp": [], "model": [network.n_heads]}
     for path, leaf in _parameters(network, 1).items():
-        row, _ = weights.match(network, path)
-        for size, axis in zip(leaf.shape, row.spec, strict=False):
+        for size, axis in zip(leaf.shape, weights.find(network, path).row.spec, strict=False):
             if axis and size != network.vocab_size:
                 sizes[axis].append(size)
     return {axis: math.gcd(*found) for axis, found in sizes.items()}

@@ -1,4 +1,4 @@
-"""What the families share: the decoder stack and its heads.
+"""The decoder stack and its heads, of every family.
 
 Collections: `params` (base weights), `lora` (adapter, may be absent).
 """
@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from isara_jax.devices import mesh as mesh_lib
@@ -15,11 +16,14 @@ from isara_jax.models import attention, layers
 from isara_jax.models.block import Block
 from isara_jax.models.network import DecoderConfig
 
+# A table of positions begins with two rows that right-padded text never reads (HF's OPT).
+POSITION_OFFSET = 2
+
 Cache = tuple[attention.LayerCache, ...]
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks, final norm and head; a family adds what stands between.
+    """Embedding, blocks, final norm and head.
 
     Attributes:
       config: the network.
@@ -42,8 +46,17 @@ class Decoder(nn.Module):
         self.embed = nn.Embed(
             c.vocab_size, c.embedding_width, param_dtype=self.dtype, dtype=self.dtype
         )
-        kind = nn.remat(Block) if self.remat else Block
-        self.layers = [kind(c, self.how) for _ in range(c.n_layers)]
+        if c.learned_positions:
+            self.positions = nn.Embed(
+                c.max_length + POSITION_OFFSET, c.width, param_dtype=self.dtype, dtype=self.dtype
+            )
+        if c.narrow_width:
+            self.project_in = layers.Linear(c.width)
+            self.project_out = layers.Linear(c.narrow_width)
+        block = nn.remat(Block) if self.remat else Block
+        self.layers = [block(c, c.kind(i), self.how) for i in range(c.n_layers)]
+        if c.final_norm:
+            self.norm = layers.norm(c.norm)
         if c.n_labels:
             self.score = layers.Linear(c.n_labels, c.label_bias, wide=True)
         elif not c.tied:
@@ -51,12 +64,19 @@ class Decoder(nn.Module):
 
     def begin(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """What the first block reads, `[B, T, D]`."""
-        del positions
-        return self.look_up(self.embed, tokens)
+        c = self.config
+        # HF rounds Gemma's factor to the weights' type.
+        factor = float(np.asarray(c.embedding_scale, self.dtype))
+        x = layers.scaled(self.look_up(self.embed, tokens), factor)
+        x = self.project_in(x) if c.narrow_width else x
+        if c.learned_positions:
+            x += self.look_up(self.positions, positions + POSITION_OFFSET, axis=None)
+        return x
 
     def end(self, x: jax.Array) -> jax.Array:
         """What the heads read, `[B, T, E]`, of the last block's output `[B, T, D]`."""
-        raise NotImplementedError
+        x = self.norm(x) if self.config.final_norm else x
+        return self.project_out(x) if self.config.narrow_width else x
 
     def __call__(
         self,
@@ -102,10 +122,13 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits `[..., V]` in f32 of hidden states `[..., E]`."""
-        if not self.config.tied:
-            return self.head(hidden)
-        embedding = self.embed.embedding
-        return jnp.matmul(hidden, embedding.T, preferred_element_type=jnp.float32)
+        c = self.config
+        if c.tied:
+            embedding = self.embed.embedding
+            logits = jnp.matmul(hidden, embedding.T, preferred_element_type=jnp.float32)
+        else:
+            logits = self.head(hidden)
+        return layers.capped(layers.scaled(logits, 1 / c.logit_divisor), c.logit_cap)
 
     def scores(self, hidden: jax.Array) -> jax.Array:
         """A judge's outputs `[..., n_labels]` in f32 of hidden states `[..., E]`."""

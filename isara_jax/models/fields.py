@@ -6,10 +6,11 @@ and said. What they do read stands in a list below; a test goes through transfor
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from isara_jax.devices import processes
-from isara_jax.models import layers
+from isara_jax.models.activations import ACTIVATIONS
 from isara_jax.shell import terminal
 from isara_jax.shell.terminal import quoted
 
@@ -24,6 +25,7 @@ HARMLESS = {
     "temperature", "top_k", "top_p", "do_sample", "torchscript", "name_or_path", "_commit_hash",
     "_output_attentions", "_auto_class", "classifier_dropout", "hidden_dropout", "rms_norm_eps",
     "initializer_factor", "init_std", "ignore_keys_at_rope_validation", "unk_token_id",
+    "embd_pdrop", "resid_pdrop",
     # How it is computed, and on which devices.
     "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
     "experts_implementation", "_experts_implementation", "_experts_implementation_internal",
@@ -70,12 +72,16 @@ class Fields:
       source: its name, for messages.
       family: how messages call the model.
 
+    Attributes:
+      length: `max_position_embeddings`, as it stands there.
+
     Raises:
       ValueError: the model brings its own code.
     """
 
     def __init__(self, values: dict[str, Any], source: str, family: str) -> None:
         self._left, self.source, self._family = dict(values), source, family
+        self.length = values.get("max_position_embeddings")
         self._refused = set(REFUSED)
         if self._left.get("auto_map"):
             self.fail(
@@ -107,6 +113,13 @@ class Fields:
             self.fail(name, value, f"a whole number above 0 (and {rule}) is expected")
         return value
 
+    def optional(self, name: str, read: Callable[[str, Any], Any], default: Any) -> Any:
+        """`read(name, default)`; 0 where the field is null, which is not the same as absent."""
+        if self._left.get(name, default or None) is None:
+            self.take(name, None)
+            return 0
+        return read(name, default)
+
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
         value = self.take(name, default)
@@ -122,10 +135,10 @@ class Fields:
         return float(value)
 
     def activation(self, name: str, default: str) -> str:
-        """The name of an activation that `layers` has."""
+        """The name of an activation that there is."""
         value = self.take(name, default)
-        if not isinstance(value, str) or value not in layers.ACTIVATIONS:
-            self.fail(name, value, f"supported: {', '.join(layers.ACTIVATIONS)}")
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            self.fail(name, value, f"supported: {', '.join(ACTIVATIONS)}")
         return value
 
     def labels(self) -> dict[str, Any]:

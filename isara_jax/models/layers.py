@@ -4,21 +4,13 @@ Shapes: B batch, T tokens, S cache length, H heads, K key/value heads, h head si
 F hidden width, R LoRA rank, V vocabulary.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-# By the names of HF's configs; the first is torch's, by the error function.
-ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
+from isara_jax.models.activations import ACTIVATIONS
+from isara_jax.models.network import Norm
+from isara_jax.models.rope import Turn
 
 
 class Linear(nn.Module):
@@ -64,65 +56,82 @@ def split_heads(y: jax.Array, heads: int, *, step: bool) -> jax.Array:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm in f32 (HF `LlamaRMSNorm`)."""
+    """Root-mean-square norm in f32 (HF `LlamaRMSNorm`, `Olmo2RMSNorm`, `GemmaRMSNorm`)."""
 
-    eps: float
+    settings: Norm
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), x.dtype)
         wide = x.astype(jnp.float32)
-        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return scale * wide.astype(x.dtype)
+        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.settings.eps)
+        if self.settings.weight == "none":
+            return wide.astype(x.dtype)
+        one_plus = self.settings.weight == "one_plus"
+        first = nn.initializers.zeros if one_plus else nn.initializers.ones
+        scale = self.param("scale", first, (x.shape[-1],), x.dtype)
+        if self.settings.weight == "rounded":
+            return scale * wide.astype(x.dtype)
+        return (wide * (scale.astype(jnp.float32) + one_plus)).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
-    """Layer norm in f32 (torch `LayerNorm`); `affine` gives it scale and bias."""
+    """Layer norm in f32 (torch `LayerNorm`), with scale and bias unless the weight is `none`."""
 
-    affine: bool = True
-    eps: float = 1e-5
+    settings: Norm
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         wide -= jnp.mean(wide, axis=-1, keepdims=True)
-        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        if self.affine:
+        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.settings.eps)
+        if self.settings.weight != "none":
             wide *= self.param("scale", nn.initializers.ones, (x.shape[-1],), x.dtype)
             wide += self.param("bias", nn.initializers.zeros, (x.shape[-1],), x.dtype)
         return wide.astype(x.dtype)
 
 
-def rotate(x: jax.Array, positions: jax.Array, inverse_frequencies: np.ndarray) -> jax.Array:
-    """Rotary embedding of `x [B, T, H, h]` at `positions [B, T]`, half-split as in HF LLaMA."""
-    angles = positions[..., None, None] * inverse_frequencies
-    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+def norm(settings: Norm, name: str | None = None) -> nn.Module:
+    """A norm of a network; only within `setup` or a compact call."""
+    return {"rms": RMSNorm, "layer": LayerNorm}[settings.kind](settings, name=name)
 
 
-class GatedMLP(nn.Module):
-    """`down(f(gate(x)) * up(x))` (HF `LlamaMLP`)."""
+def rotate(x: jax.Array, positions: jax.Array, turn: Turn) -> jax.Array:
+    """Rotary embedding of `x [B, T, H, h]` at `positions [B, T]`, half-split as in HF LLaMA.
+
+    Of a head the first 2 P numbers are turned, where `turn` has P frequencies.
+    """
+    angles = positions[..., None, None] * turn.frequencies
+    cos, sin = (scaled(f(angles), turn.factor).astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    pairs = turn.frequencies.size
+    first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x[..., 2 * pairs :]
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate([*turned, rest] if rest.size else turned, axis=-1)
+
+
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+    """`x * factor`, computed in f32 as torch does; x itself where the factor is 1."""
+    return x if factor == 1 else (x.astype(jnp.float32) * factor).astype(x.dtype)
+
+
+def capped(x: jax.Array, cap: float) -> jax.Array:
+    """The soft cap `cap * tanh(x / cap)` (HF `Gemma2`); x itself where it is 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
+class MLP(nn.Module):
+    """`down(f(gate(x)) * up(x))` (HF `LlamaMLP`); without a gate `down(f(up(x)))` (OPT)."""
 
     hidden: int
-    activation: str = "silu"
+    activation: str
+    gated: bool
     use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = ACTIVATIONS[self.activation](Linear(self.hidden, self.use_bias, name="gate")(x))
-        up = Linear(self.hidden, self.use_bias, name="up")(x)
-        return Linear(x.shape[-1], self.use_bias, name="down")(gate * up)
+        f = ACTIVATIONS[self.activation]
 
+        def project(name: str) -> jax.Array:
+            return Linear(self.hidden, self.use_bias, name=name)(x)
 
-class MLP(nn.Module):
-    """`down(f(up(x)))` (HF `OPTDecoderLayer`'s fc1 and fc2)."""
-
-    hidden: int
-    activation: str = "relu"
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        up = ACTIVATIONS[self.activation](Linear(self.hidden, self.use_bias, name="up")(x))
-        return Linear(x.shape[-1], self.use_bias, name="down")(up)
+        y = f(project("gate")) * project("up") if self.gated else f(project("up"))
+        return Linear(x.shape[-1], self.use_bias, name="down")(y)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from isara_jax import config
-from isara_jax.models.network import DecoderConfig
+from isara_jax.models.network import FUSED, DecoderConfig
 
 Trainable = dict[str, Any]
 """What is updated: an adapter, or (full fine-tuning) a whole parameter tree. Always f32."""
@@ -18,13 +18,47 @@ Trainable = dict[str, Any]
 def target_shapes(
     network: DecoderConfig, lora: config.Lora
 ) -> dict[tuple[str, str, str], tuple[int, int]]:
-    """(inputs, outputs) of each adapted layer, by its path (`layers_i`, `attention`, `q`)."""
+    """(inputs, outputs) of each adapted layer, by its path (`layers_i`, `attention`, `q`).
+
+    Where a checkpoint has layers fused, they are adapted as one (`attention`, `qkv`), as PEFT does.
+
+    Raises:
+      ConfigError: the targets are some but not all of the layers that are fused.
+    """
+    wanted = {path for path in network.adapted if _is_target(path, network, lora.targets)}
     return {
         (f"layers_{index}", *path.split("/")): shape
         for index in range(network.n_layers)
-        for path, shape in network.linear_shapes.items()
-        if path.split("/")[-1] in lora.targets
+        for path, shape in network.adapted.items()
+        if path in wanted
     }
+
+
+def _is_target(path: str, network: DecoderConfig, targets: tuple[str, ...]) -> bool:
+    parts = FUSED.get(path, ()) if network.fused else ()
+    found = [part in targets for part in parts or (path.split("/")[-1],)]
+    if any(found) and not all(found):
+        raise config.ConfigError(
+            f"config.train.lora.targets: {network.family} has {', '.join(parts)} fused in one "
+            "layer: all or none of them are expected"
+        )
+    return all(found)
+
+
+def by_layer(base: dict[str, Any], adapter: Trainable) -> Trainable:
+    """An adapter with those of fused layers as theirs: one a, and each layer's outputs of b."""
+    result: Trainable = {}
+    parts_of = {whole.split("/")[1]: parts for whole, parts in FUSED.items()}
+    for name, node in adapter.items():
+        if name not in parts_of:
+            result[name] = node if "a" in node else by_layer(base[name], node)
+            continue
+        start = 0
+        for part in parts_of[name]:
+            stop = start + base[part]["kernel"].shape[-1]
+            result[part] = {"a": node["a"], "b": node["b"][:, start:stop]}
+            start = stop
+    return result
 
 
 def init(network: DecoderConfig, lora: config.Lora, key: jax.Array) -> Trainable:
@@ -66,7 +100,7 @@ def variables(
         return {"params": jax.tree.map(lambda t, b: t.astype(b.dtype), trainable, base)}
     scale = train.lora.alpha / train.lora.rank
     scaled = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf * scale if path[-1].key == "b" else leaf, trainable
+        lambda path, leaf: leaf * scale if path[-1].key == "b" else leaf, by_layer(base, trainable)
     )
     if merged:
         return {"params": _added(base, scaled)}
@@ -123,7 +157,10 @@ def merge(base: dict[str, Any], adapter: Trainable, settings: config.Lora) -> di
     Returns:
       A tree like `base`, with `Merged` in place of the adapted kernels.
     """
+    return _merged(base, by_layer(base, adapter), settings.alpha / settings.rank)
+
+
+def _merged(base: dict[str, Any], adapter: Trainable, scale: float) -> dict[str, Any]:
     if "a" in adapter:
-        scale = settings.alpha / settings.rank
         return base | {"kernel": Merged(base["kernel"], adapter["a"], adapter["b"], scale)}
-    return base | {name: merge(base[name], part, settings) for name, part in adapter.items()}
+    return base | {name: _merged(base[name], part, scale) for name, part in adapter.items()}

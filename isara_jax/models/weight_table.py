@@ -1,8 +1,12 @@
 """The rows of a weight table: how Hugging Face names a tensor, and where ours lies."""
 
+import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jax.sharding import PartitionSpec as P
+
+from isara_jax.models.network import DecoderConfig
 
 
 class Row(NamedTuple):
@@ -15,6 +19,43 @@ class Row(NamedTuple):
     ours: str
     transposed: bool
     spec: P
+
+
+class Place(NamedTuple):
+    """Where a parameter is in a checkpoint.
+
+    Attributes:
+      row: of the table.
+      name: of the tensor.
+      inside: its outputs among the tensor's, where several parameters are fused in it; else None.
+    """
+
+    row: Row
+    name: str
+    inside: slice | None = None
+
+
+def find(table: Sequence[Row], network: DecoderConfig, path: str) -> Place:
+    """Where one of our paths is.
+
+    Raises:
+      KeyError: nowhere.
+    """
+    index = re.search(r"layers_(\d+)/", path)
+    number = index.group(1) if index else ""
+
+    def named(wanted: str) -> tuple[Row, str] | None:
+        for row in table:
+            if row.ours.replace("{i}", number) == wanted:
+                return row, row.theirs.replace("{i}", number)
+        return None
+
+    if found := named(path):
+        return Place(*found)
+    for part, whole, inside in network.fused_parts:
+        if f"/{part}/" in path and (found := named(path.replace(part, whole))):
+            return Place(*found, inside)
+    raise KeyError(f"no row of the weight table describes the parameter {path!r}")
 
 
 IN, OUT = P("fsdp", "model"), P("model", "fsdp")

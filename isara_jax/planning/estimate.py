@@ -24,7 +24,6 @@ from isara_jax.host import placement
 from isara_jax.planning import blueprint, pieces, roofline
 from isara_jax.planning.blueprint import Base, Blueprint
 
-SHALLOW, DEEP = 2, 4  # blocks of the models that are compiled to see what one block takes
 FITS = 0.95  # of a device's memory; the runtime keeps the rest
 
 
@@ -89,15 +88,22 @@ class Costs(NamedTuple):
     train: pieces.Cost
 
 
+def depths(base: Base) -> tuple[int, int]:
+    """Blocks of the two models that are compiled to see what more blocks take, of each kind."""
+    kinds = len(base.network.kinds)
+    each = kinds if kinds < base.network.n_layers else 1  # no pattern: as if all were the first
+    return max(2, each), max(2, each) + (2 if each == 1 else each)
+
+
 def costs(c: config.Config, base: Base, devices: Sequence[jax.Device]) -> Costs:
-    """Of the whole depth, from models of `SHALLOW` and `DEEP` blocks."""
-    found = []
-    for layers in (SHALLOW, DEEP):
+    """Of the whole depth, from models of two `depths`."""
+    found, (shallow, deep) = [], depths(base)
+    for layers in (shallow, deep):
         b = blueprint.draw(c, base, devices, layers)
         s = pieces.sampling(b)
         compiled = (pieces.step(b, s), pieces.refill(b, s), pieces.embed(b), pieces.train_step(b))
         found.append([pieces.cost(x) for x in compiled])
-    times = (base.network.n_layers - SHALLOW) / (DEEP - SHALLOW)
+    times = (base.network.n_layers - shallow) / (deep - shallow)
     return Costs(*(a.extended(b, times) for a, b in zip(*found, strict=True)))
 
 
@@ -258,12 +264,12 @@ def _with_slots(
     """
     each = costs(c, base, devices)
     b = blueprint.draw(c, base, devices)
-    temps = []
-    for layers in (SHALLOW, DEEP):
-        shallow = blueprint.draw(c, base, devices, layers)
-        m = memory(shallow, shallow.executables.compiled_step(shallow.state))
+    temps, (shallow, deep) = [], depths(base)
+    for layers in (shallow, deep):
+        drawn = blueprint.draw(c, base, devices, layers)
+        m = memory(drawn, drawn.executables.compiled_step(drawn.state))
         temps.append(m.temp - m.cache)
-    times = (base.network.n_layers - SHALLOW) / (DEEP - SHALLOW)
+    times = (base.network.n_layers - shallow) / (deep - shallow)
     temp = temps[0] + (temps[1] - temps[0]) * times
     fixed = _memory(b, 0.0, 0.0)
 

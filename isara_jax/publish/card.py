@@ -18,6 +18,7 @@ from isara_jax import config
 from isara_jax.evaluate import choices
 from isara_jax.files import storage
 from isara_jax.formats import pretrained, weights
+from isara_jax.models import lora as lora_lib
 from isara_jax.report import table
 from isara_jax.shell import terminal
 from isara_jax.text import tokens
@@ -255,10 +256,11 @@ def _settings(about: About) -> str:
 
 def _targets(about: About, lora: config.Lora) -> list[str]:
     """The adapted layers of a block by their Hugging Face names."""
+    network = about.base.network
     return [
-        weights.match(about.base.network, f"layers_0/{path}/kernel")[1].split(".")[-2]
-        for path in about.base.network.linear_shapes
-        if path.split("/")[-1] in lora.targets
+        weights.find(network, "/".join((*path, "kernel"))).name.split(".")[-2]
+        for path in lora_lib.target_shapes(network, lora)
+        if path[0] == "layers_0"
     ]
 
 

@@ -169,9 +169,10 @@ def _empty_slots(sampler: Sampler, prompts: packing.Prompts) -> _Slots:
     axes = {"B": mesh_lib.BATCH, "K": "model"}
     spec = [axes.get(axis) for axis in how.order]
 
-    def layer_half() -> attention.Half:
+    def layer_half(layer: int) -> attention.Half:
+        rows = network.rows(layer, length)
         zeros = attention.empty(
-            how, length, b, network.n_kv_heads, network.head_size, sampler.model.dtype
+            how, rows, b, network.n_kv_heads, network.head_size, sampler.model.dtype
         )
         return jax.tree.map(lambda x: mesh_lib.constrain(x, sampler.mesh, *spec), zeros)
 
@@ -179,7 +180,7 @@ def _empty_slots(sampler: Sampler, prompts: packing.Prompts) -> _Slots:
         return jnp.zeros(b, dtype)
 
     return _Slots(
-        cache=tuple((layer_half(), layer_half()) for _ in range(network.n_layers)),
+        cache=tuple((layer_half(i), layer_half(i)) for i in range(network.n_layers)),
         request=jnp.full(b, n_requests, jnp.int32),
         last=per_slot(),
         position=per_slot(),
@@ -209,17 +210,26 @@ def _rows_to_refill(sampler: Sampler, s: _Slots) -> tuple[jax.Array, jax.Array]:
 
 
 def _insert(
-    sampler: Sampler, cache: decoder.Cache, fresh: decoder.Cache, slots: jax.Array
+    sampler: Sampler,
+    cache: decoder.Cache,
+    fresh: decoder.Cache,
+    slots: jax.Array,
+    lengths: jax.Array,
 ) -> decoder.Cache:
-    """Writes the caches of R prompts into `slots [R]`, counted from each device's first."""
-    insert = functools.partial(attention.insert, sampler.model.how)
+    """Writes R prompts' caches into `slots [R]`, counted from each device's first."""
+
+    def insert(cache: Any, fresh: Any, slots: jax.Array, lengths: jax.Array) -> decoder.Cache:
+        how = sampler.model.how
+        pairs = zip(cache, fresh, strict=True)
+        return tuple(attention.insert(how, old, new, slots, lengths) for old, new in pairs)
+
     if mesh_lib.batch_devices(sampler.mesh) == 1:
-        return insert(cache, fresh, slots)
+        return insert(cache, fresh, slots, lengths)
     columns = P(*[None] * sampler.model.how.order.index("B"), mesh_lib.BATCH)
     return jax.shard_map(
-        insert, mesh=sampler.mesh, in_specs=(columns, columns, P(mesh_lib.BATCH)),
+        insert, mesh=sampler.mesh, in_specs=(columns, columns, *[P(mesh_lib.BATCH)] * 2),
         out_specs=columns, axis_names=set(mesh_lib.BATCH),
-    )(cache, fresh, slots)  # fmt: skip
+    )(cache, fresh, slots, lengths)  # fmt: skip
 
 
 def _refill(sampler: Sampler, variables: dict, prompts: packing.Prompts, s: _Slots) -> _Slots:
@@ -239,7 +249,7 @@ def _refill(sampler: Sampler, variables: dict, prompts: packing.Prompts, s: _Slo
     # Out of range, so dropped; each another, since the rows are promised to be unique.
     (groups, each), unused = local.shape, jnp.arange(sampler.refill)
     inside = jnp.where(real, local.ravel(), sampler.slots + unused)
-    cache = _insert(sampler, s.cache, fresh, inside)
+    cache = _insert(sampler, s.cache, fresh, inside, lengths)
     first = jnp.repeat(jnp.arange(groups), each) * (sampler.slots // groups)
     slots = jnp.where(real, first + local.ravel(), sampler.slots + unused)
     waiting = jnp.minimum(s.waiting + jnp.sum(free), n_requests)

@@ -31,8 +31,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from isara_jax.devices import mesh
 from isara_jax.files import storage
 from isara_jax.formats import pretrained, weights
-from isara_jax.models import decoder, families, llama, opt
-from isara_jax.models.network import DecoderConfig
+from isara_jax.models import decoder, families
+from isara_jax.models.families import llama, opt
+from isara_jax.models.network import DecoderConfig, Norm
 from isara_jax.tasks import personas
 from isara_jax.text import tokens as tokens_lib
 
@@ -50,14 +51,14 @@ _SIZES = {
     "head_size": 32, "max_length": LENGTH,
 }  # fmt: skip
 NETWORKS = {
-    "tiny_llama": llama.LlamaConfig(**_SIZES, hidden=352, norm_eps=1e-5),
-    "tiny_opt": opt.OptConfig(**_SIZES, hidden=512),
+    "tiny_llama": llama.network(**_SIZES, hidden=352, norm=Norm(eps=1e-5)),
+    "tiny_opt": opt.network(**_SIZES, hidden=512),
     # Sizes that are not bundled, for `isara_jax.study --study=size`.
-    "narrow_llama": llama.LlamaConfig(
-        **_SIZES | {"width": 64, "head_size": 16}, hidden=176, norm_eps=1e-5
+    "narrow_llama": llama.network(
+        **_SIZES | {"width": 64, "head_size": 16}, hidden=176, norm=Norm(eps=1e-5)
     ),
-    "wide_llama": llama.LlamaConfig(
-        **_SIZES | {"width": 256, "head_size": 64}, hidden=704, norm_eps=1e-5
+    "wide_llama": llama.network(
+        **_SIZES | {"width": 256, "head_size": 64}, hidden=704, norm=Norm(eps=1e-5)
     ),
 }
 _MODEL = flags.DEFINE_enum("model", "tiny_llama", [*NETWORKS], "Which to make.")
@@ -200,7 +201,7 @@ def save(output: pathlib.Path, config: DecoderConfig, params: dict, tokenizer: T
     """Writes a Hugging Face directory that `transformers` and `pretrained` read."""
     weights.save(output, config, params)
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    fields = families.family_of(config).to_hf(config)
+    fields = families.to_hf(config)
     fields |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
     storage.write_json(output / "config.json", fields | {"torch_dtype": "float32"})
     storage.write_json(

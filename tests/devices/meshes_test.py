@@ -22,7 +22,8 @@ from isara_jax.formats import pretrained, weights
 from isara_jax.host import checkpoint, setup
 from isara_jax.host.executables import Executables
 from isara_jax.method import iteration
-from isara_jax.models import families, llama, opt
+from isara_jax.models import families
+from isara_jax.models.families import llama, opt
 from isara_jax.planning import hlo
 from tests import environment, words
 from tests.method.iteration_test import adapter_distance, small
@@ -32,8 +33,8 @@ ADAPTER_TOLERANCE = 1e-4  # relative distance, after two iterations
 SIZES = {"vocab_size": 1536, "width": 64, "hidden": 128, "n_layers": 2, "n_heads": 8,
          "head_size": 8, "max_length": 512}  # fmt: skip
 NETWORKS = {
-    "llama": llama.LlamaConfig(**SIZES, n_kv_heads=2),
-    "opt": opt.OptConfig(**SIZES, n_kv_heads=8),
+    "llama": llama.network(**SIZES, n_kv_heads=2),
+    "opt": opt.network(**SIZES, n_kv_heads=8),
 }
 
 
@@ -49,7 +50,7 @@ def write_model(folder, family):
     # Larger than at initialisation, so that the text depends on what is read.
     params = jax.tree.map(lambda x: x * 8 if x.ndim == 2 else x, params["params"])
     weights.save(folder, network, words.only_words(params))
-    storage.write_json(folder / "config.json", families.family_of(network).to_hf(network))
+    storage.write_json(folder / "config.json", families.to_hf(network))
 
 
 def prepare(folder, mesh, **changed):

@@ -22,13 +22,15 @@ NETWORKS = {
     "llama": {"num_key_value_heads": 2, "attention_bias": True},
     "opt": {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
 }
+# The other families by what tells their adapters apart: fused layers, norms of q and k, windows.
+OTHERS = {name: {} for name in tiny.TORCH if name not in NETWORKS}
 FILE = "adapter_model.safetensors"
 
 
 @functools.cache
 def network(family):
     """HF's model and ours; PEFT changes the first in place, so a test that uses PEFT makes one."""
-    return tiny.ported(tiny.TORCH[family](**NETWORKS[family]))
+    return tiny.ported(tiny.TORCH[family](**(NETWORKS | OTHERS)[family]))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
@@ -51,7 +53,7 @@ def random_adapter(family, settings):
 
 def in_peft(family, directory):
     """PEFT's reading of an adapter, upon the base model."""
-    theirs = tiny.TORCH[family](**NETWORKS[family])
+    theirs = tiny.TORCH[family](**(NETWORKS | OTHERS)[family])
     return peft.PeftModel.from_pretrained(theirs, directory).eval()
 
 
@@ -102,6 +104,34 @@ def test_saved_adapter_loads_again(family, name, tmp_path):
     adapters.save(tmp_path / "second", model.config, back, found, "base")
     for name in (FILE, "adapter_config.json"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_exports_of_every_family_load_elsewhere(family, tmp_path):
+    """An adapter in PEFT and here again, and the merged model in transformers: the same logits."""
+    settings, (model, params) = SETTINGS["all"], network(family)
+    adapter, base = random_adapter(family, settings), tmp_path / "base"
+    theirs = tiny.TORCH[family](**OTHERS[family])
+    theirs.config.save_pretrained(base)
+    adapters.save(tmp_path / "adapter", model.config, adapter, settings, str(base))
+    ours = logits(family, adapter, settings)
+    assert (
+        tiny.difference(tiny.torch_logits(in_peft(family, tmp_path / "adapter"), IDS), ours) < 1e-4
+    )
+    back, found = adapters.load(tmp_path / "adapter", model.config)
+    assert set(found.targets) == set(settings.targets)
+    np.testing.assert_array_equal(logits(family, back, settings), ours)
+    weights.save(base, model.config, lora.merge(params, adapter, settings))
+    merged = type(theirs).from_pretrained(base, attn_implementation="eager")
+    assert tiny.difference(tiny.torch_logits(merged, IDS), ours) < 1e-4
+    assert tiny.difference(tiny.torch_logits(theirs, IDS), ours) > 0.01
+
+
+def test_layers_that_are_fused_are_adapted_together():
+    """Some but not all of them would be an adapter that PEFT cannot hold."""
+    model, _ = network("phi3")
+    with pytest.raises(config.ConfigError, match="phi3 has q, k, v fused in one layer"):
+        lora.target_shapes(model.config, SETTINGS["some"])
 
 
 # --- in ------------------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ import pytest
 import tiny
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin
 
 from isara_jax.devices import processes
+from isara_jax.formats import weights
 from isara_jax.models import families, fields
 
 # The code that all models share, and what its attention goes through.
@@ -24,7 +26,10 @@ SHARED = (
 INTEGRATIONS = pathlib.Path(transformers.__file__).parent / "integrations"
 CONFIGS = {"config", "text_config", "decoder_config", "layer_config"}  # how that code calls them
 # Read from a config object, but no field of its file: set by methods, or while a model is loaded.
-NO_FIELDS = {"__dict__", "_post_init_done", "is_heterogeneous"}
+NO_FIELDS = {
+    "__dict__", "_post_init_done", "is_heterogeneous",
+    "image_token_id", "mm_tokens_per_image", "vision_config",  # of Gemma 3's other half
+}  # fmt: skip
 # Left in published files by unsloth, Megatron, the hub's JavaScript, transformers 4 and others.
 MARKS = {
     "is_llama_config": True, "transformers.js_config": {"dtype": "q4"}, "unsloth_fixed": True,
@@ -33,6 +38,7 @@ MARKS = {
     "_model_name_or_path": "x/y", "end_token_id": 2, "full_attn": True, "momentum": 0.9,
     "learn_positional_embeddings": True, "embedding_multiplier": 12.0,
 }  # fmt: skip
+FAMILY_S = {"granite": ("embedding_multiplier",)}  # what is a mark elsewhere
 WRONG = {
     "is_causal": [False, None], "layer_types": [["full_attention", "sliding_attention"], "full"],
     "sliding_window": [64, 0], "attention_chunk_size": [32], "kv_sharing_modes": [["reuse"]],
@@ -73,7 +79,8 @@ def reads(source, itself=False):
 def read_by_transformers(family):
     """What its class has as fields, its models read, or the code that all share reads."""
     config = transformers.AutoConfig.for_model(family)
-    modules = [f"models.{family}.modeling_{family}", *SHARED]
+    module = type(config).__module__.replace("configuration_", "modeling_")
+    modules = [module.removeprefix("transformers."), *SHARED]
     texts = [inspect.getsource(importlib.import_module(f"transformers.{m}")) for m in modules]
     texts += [path.read_text(encoding="utf-8") for path in INTEGRATIONS.glob("*attention*.py")]
     own = (
@@ -126,13 +133,104 @@ def test_marks_of_tools_are_passed_over_and_said(family, monkeypatch):
     plain = theirs.config.to_dict()
     network = families.from_hf(plain, "config.json")
     assert not said
+    marks = {name: value for name, value in MARKS.items() if name not in FAMILY_S.get(family, ())}
     for _ in range(2):
-        assert families.from_hf(plain | MARKS, "config.json") == network
+        assert families.from_hf(plain | marks, "config.json") == network
     (line,) = said
     assert line.startswith("config.json: passed over")
-    assert all(name in line for name in MARKS.keys() - fields.HARMLESS if MARKS[name])
-    marked = {k: v for k, v in (plain | MARKS).items() if k != "_attn_implementation"}
+    assert all(name in line for name in marks.keys() - fields.HARMLESS if marks[name])
+    marked = {k: v for k, v in (plain | marks).items() if k != "_attn_implementation"}
     np.testing.assert_array_equal(torch_logits(marked, theirs), torch_logits(plain, theirs))
+
+
+# What each field is changed to, beside numbers (times 1.5), flags (turned) and lists (reversed).
+OTHER = {
+    "hidden_act": "relu", "hidden_activation": "relu", "activation_function": "silu",
+    "sliding_window": 5, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.05,
+    "rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 3.0},
+    "use_bidirectional_attention": True, "max_window_layers": 0, "no_rope_layer_interval": 1,
+    "layer_types": ["full_attention", "sliding_attention"],
+}  # fmt: skip
+# Sizes of tensors, what transformers has written out in other fields before it is read, and what
+# its models return.
+SKIPPED = {
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "ffn_dim", "word_embed_proj_dim",
+    "max_position_embeddings", "original_max_position_embeddings", "no_rope_layer_interval",
+    "max_window_layers", "_sliding_window_pattern", "architectures", "model_type", "return_dict",
+    "tie_word_embeddings",  # the weights below are tied as they are
+}  # fmt: skip
+
+
+def changed(name, value):
+    """Another value of a field, or None where there is nothing to try."""
+    if name in OTHER:
+        return OTHER[name] if value != OTHER[name] else None
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return type(value)(value * 1.5) if value else 0.5
+    return value[::-1] if isinstance(value, list) and value[::-1] != value else None
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_one_field_changed_is_read_refused_or_without_effect_there(family, record_property):
+    """What moves transformers' logits gives another network or is refused; what does not, is not.
+
+    One exception: what is refused may be without effect in these models.
+    """
+    windowed = {"sliding_window", "use_sliding_window"} & vars(tiny.TORCH[family]().config).keys()
+    windows = {name: 7 if name == "sliding_window" else True for name in windowed}
+    theirs = tiny.TORCH[family](**windows)
+    plain = theirs.config.to_dict()
+    network, before = families.from_hf(plain, family), torch_logits(plain, theirs)
+    table = {}
+    for name, value in plain.items():
+        other = changed(name, value)
+        if other is None or name in SKIPPED:
+            continue
+        try:
+            found = "read" if families.from_hf(plain | {name: other}, family) != network else "same"
+        except ValueError:
+            found = "refused"
+        try:
+            moved = np.abs(torch_logits(plain | {name: other}, theirs) - before).max() > 1e-6
+        except (ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError):
+            assert found != "same", name  # transformers fails, too
+            continue
+        assert found in (("read", "refused") if moved else ("same", "refused")), (name, found)
+        table[name] = found
+    record_property("fields", table)
+    assert "read" in table.values() and "same" in table.values()
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_the_default_config_of_transformers_is_read(family):
+    """And makes the tensors that transformers makes of it, by name and shape."""
+    fields = transformers.AutoConfig.for_model(family).to_dict() | {"num_hidden_layers": 2}
+    for name in ("layer_types", "no_rope_layers"):
+        fields |= {name: fields[name][:2]} if fields.get(name) else {}
+    model = families.build(families.from_hf(fields, family))
+    with torch.device("meta"):
+        config = transformers.AutoConfig.for_model(**fields)
+        reference = transformers.AutoModelForCausalLM.from_config(config)
+    found = {n: tuple(p.shape) for n, p in reference.named_parameters()}
+    assert weights.tensor_shapes(model) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("mixtral", "mixtures of experts"), ("qwen3_moe", "mixtures of experts"),
+        ("gpt_oss", "mixtures of experts"), ("gemma4", "by layer"), ("gemma3n", "by layer"),
+        ("qwen3_5", "linear attention"), ("qwen2_5_vl", "pictures"), ("llava", "pictures"),
+        ("gpt2", "supported: llama, opt, mistral"), (None, "supported: llama"),
+    ],
+)  # fmt: skip
+def test_other_families_are_refused_by_name(name, why):
+    """With what is missing, where it is known."""
+    with pytest.raises(ValueError, match=f"model_type is {name!r}.*{why}"):
+        families.from_hf({"model_type": name}, "config.json")
 
 
 @pytest.mark.parametrize("field", WRONG)

@@ -1,4 +1,4 @@
-"""LLaMA, OPT and their heads, against `transformers` in torch, one config field at a time."""
+"""The families and their heads, against `transformers` in torch, one config field at a time."""
 
 import functools
 import json
@@ -12,87 +12,21 @@ import safetensors.torch
 import tiny
 import torch
 import transformers
+import variants
 from transformers.activations import ACT2FN
 
 from isara_jax.formats import weights
-from isara_jax.models import families, layers
+from isara_jax.models import activations, attention, families
 from isara_jax.sampler import decode, sampling
 from isara_jax.text import packing, stops
 
 TOLERANCE = 1e-4
-ROPE = {"rope_theta": 10_000.0}
-# Of the four waves of a head of 8, the first is kept, the second blended, the others divided.
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 100,
-}  # fmt: skip
-DEFAULT = {"rope_parameters": {"rope_type": "default"} | ROPE}
-
-# What a config changes, and what it would be to forget that, with weights of the same shapes where
-# there are any.
-LLAMA = {
-    "plain": ({}, None),
-    "gqa": (
-        {"num_key_value_heads": 2},
-        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
-    ),
-    "mqa": (
-        {"num_key_value_heads": 1},
-        {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 4},
-    ),
-    "head_dim": (
-        {"head_dim": 16, "num_key_value_heads": 2},
-        {"head_dim": 8, "num_attention_heads": 8, "num_key_value_heads": 4},
-    ),
-    "sizes": (
-        {"vocab_size": 301, "hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 6,
-         "num_key_value_heads": 3},
-        {"num_attention_heads": 12, "num_key_value_heads": 6, "head_dim": 4},
-    ),
-    "three_layers": ({"num_hidden_layers": 3}, {"num_hidden_layers": 2}),
-    "tied": ({"tie_word_embeddings": True}, {"tie_word_embeddings": False}),
-    "attention_bias": ({"attention_bias": True}, {"attention_bias": False}),
-    "mlp_bias": ({"mlp_bias": True}, {"mlp_bias": False}),
-    "eps": ({"rms_norm_eps": 0.1}, {"rms_norm_eps": 1e-6}),
-    "activation": ({"hidden_act": "gelu"}, {"hidden_act": "silu"}),
-    "theta": ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, DEFAULT),
-    "linear_rope": ({"rope_parameters": {"rope_type": "linear", "factor": 4.0} | ROPE}, DEFAULT),
-    "llama3_rope": ({"rope_parameters": LLAMA3 | ROPE}, DEFAULT),
-    # Within its length it is the default, so there is nothing to forget.
-    "dynamic_rope": ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0} | ROPE}, None),
-    "like_3.2": (
-        {"num_key_value_heads": 2, "tie_word_embeddings": True, "head_dim": 16,
-         "rope_parameters": LLAMA3 | {"rope_theta": 500.0}, "rms_norm_eps": 1e-5},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
-    ),
-}  # fmt: skip
-OPT = {
-    "plain": ({}, None),
-    "like_350m": (
-        {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
-        {"do_layer_norm_before": True},
-    ),
-    "post_norm": (
-        {"do_layer_norm_before": False},
-        {"do_layer_norm_before": True, "_remove_final_layer_norm": True},
-    ),
-    "narrow": ({"word_embed_proj_dim": 16}, {"word_embed_proj_dim": 32}),
-    "no_final_norm": ({"_remove_final_layer_norm": True}, {"_remove_final_layer_norm": False}),
-    "no_biases": ({"enable_bias": False}, {"enable_bias": True}),
-    "plain_norms": (
-        {"layer_norm_elementwise_affine": False},
-        {"layer_norm_elementwise_affine": True},
-    ),
-    "untied": ({"tie_word_embeddings": False}, {"tie_word_embeddings": True}),
-    "activation": ({"activation_function": "gelu"}, {"activation_function": "relu"}),
-    "heads": ({"num_attention_heads": 2}, {"num_attention_heads": 4}),
-}
-VARIANTS = [("llama", name) for name in LLAMA] + [("opt", name) for name in OPT]
+VARIANTS = [(family, name) for family, of in variants.BY_FAMILY.items() for name in of]
 
 
 def variant(family, name):
     """A variant's fields, and those without what makes it one (None where it is the default)."""
-    return {"llama": LLAMA, "opt": OPT}[family][name]
+    return variants.BY_FAMILY[family][name]
 
 
 # Four prompts of unequal length, in rows of random tokens that nobody may read.
@@ -134,13 +68,21 @@ def greedy_texts(theirs, suppressed=None):
 def read_both_ways(model, params, ids):
     """Logits of whole rows `[B, T, V]`, and of their last 64 tokens by the cache `[64, B, V]`."""
     variables, c = {"params": params}, model.config
-    hidden, fresh = model.apply(variables, ids)
+    hidden, _ = model.apply(variables, ids)
     whole = model.apply(variables, hidden, method="logits")
 
-    # Behind a prompt's end the cache holds what must be overwritten before it is read.
-    shape = (CAPACITY + NEW, len(LENGTHS), c.n_kv_heads, c.head_size)
-    prompt = jnp.arange(CAPACITY + NEW)[:, None, None, None] < LENGTHS[:, None, None]
-    cache = jax.tree.map(lambda new: jnp.where(prompt, new, jnp.full(shape, 1e3)), fresh)
+    # Behind a prompt's end stands what must be overwritten before it is read.
+    lengths, rows = jnp.asarray(LENGTHS), len(LENGTHS)
+    prompts = jnp.where(jnp.arange(CAPACITY) < lengths[:, None], ids[:, :CAPACITY], 5)
+    _, chunks = model.apply(variables, prompts)
+
+    def filled(layer, chunk):
+        size = c.rows(layer, CAPACITY + NEW)
+        half = attention.empty(model.how, size, rows, c.n_kv_heads, c.head_size, jnp.float32)
+        cache = jax.tree.map(lambda x: jnp.full_like(x, 1e3), (half, half))
+        return attention.insert(model.how, cache, chunk, jnp.arange(rows), lengths)
+
+    cache = tuple(filled(i, chunk) for i, chunk in enumerate(chunks))
 
     def step(cache, index):
         # The prompt's last token is read again, as decode does.
@@ -199,7 +141,7 @@ def test_variant_equals_transformers(family, name, record_property):
         row = texts.ids[1:2, : LENGTHS[1] + NEW] % model.config.vocab_size
         wrong = tiny.torch_logits(without(theirs, forgotten), row)
         assert tiny.difference(wrong, texts.logits[1][None]) > 100 * TOLERANCE
-    written = families.family_of(model.config).to_hf(model.config)
+    written = families.to_hf(model.config)
     assert families.from_hf(json.loads(json.dumps(written)), "written") == model.config
 
 
@@ -231,19 +173,19 @@ def test_sampler_draws_the_tokens_of_transformers(family, name):
 # --- parts -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", layers.ACTIVATIONS)
+@pytest.mark.parametrize("name", activations.ACTIVATIONS)
 def test_activations_equal_transformers(name):
     """Each activation is the function that HF means by its name."""
     x = np.linspace(-6, 6, 1001, dtype=np.float32)
     expected = ACT2FN[name](torch.tensor(x)).numpy()
-    np.testing.assert_allclose(layers.ACTIVATIONS[name](jnp.asarray(x)), expected, atol=2e-6)
+    np.testing.assert_allclose(activations.ACTIVATIONS[name](jnp.asarray(x)), expected, atol=2e-6)
 
 
 def rotary(name, **changed):
     """HF's rotary embedding of a variant, and our frequencies."""
     theirs = tiny.torch_llama(**variant("llama", name)[0] | changed)
     network = families.from_hf(theirs.config.to_dict(), name)
-    return theirs.model.rotary_emb, network.rope.inverse_frequencies(network.head_size)
+    return theirs.model.rotary_emb, network.kinds[0].rope.turn(network.head_size).frequencies
 
 
 def test_llama3_rope_has_waves_of_each_kind():
@@ -269,7 +211,10 @@ def test_dynamic_rope_is_the_default_up_to_its_length():
 OLDER = {
     "theta": ("theta", {"rope_theta": 500.0, "rope_scaling": None}),
     "linear": ("linear_rope", {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 4}}),
-    "llama3": ("llama3_rope", {"rope_theta": 1e4, "rope_scaling": LLAMA3 | {"type": "llama3"}}),
+    "llama3": (
+        "llama3_rope",
+        {"rope_theta": 1e4, "rope_scaling": variants.LLAMA3 | {"type": "llama3"}},
+    ),
 }
 
 
@@ -336,14 +281,11 @@ def test_published_configs_have_the_tensors_of_transformers(name):
     """Real config files are accepted, and imply HF's tensors by name and shape, no more or less."""
     fields = PUBLISHED[name] | {"num_hidden_layers": 2}
     model = families.build(families.from_hf(fields, name))
-    ours = {}
-    for path, value in weights.flatten(weights.abstract_params(model)).items():
-        row, theirs = weights.match(model.config, path)
-        ours[theirs] = value.shape[::-1] if row.transposed else value.shape
     with torch.device("meta"):
         config = transformers.AutoConfig.for_model(**fields)
         reference = transformers.AutoModelForCausalLM.from_config(config)
-    assert ours == {n: tuple(p.shape) for n, p in reference.named_parameters()}
+    found = {n: tuple(p.shape) for n, p in reference.named_parameters()}
+    assert weights.tensor_shapes(model) == found
 
 
 @pytest.mark.parametrize("family", tiny.TORCH)

@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks.planning import memory
 from isara_jax.devices import hardware
-from isara_jax.models import llama
+from isara_jax.models.families import llama
 from isara_jax.planning import blueprint, estimate, hlo, pieces
 from tests import environment
 from tests.planning import plan_test
@@ -42,7 +42,7 @@ def test_what_a_loop_moves_is_found():
 
 def check_step_on_a_cpu():
     """Of a small model with a cache larger than anything else."""
-    network = llama.LlamaConfig(
+    network = llama.network(
         vocab_size=512, width=256, hidden=512, n_layers=4, n_heads=4, n_kv_heads=4, head_size=64,
         max_length=2048,
     )  # fmt: skip

@@ -15,13 +15,13 @@ from isara_jax.devices import hardware
 from isara_jax.formats import pretrained
 from isara_jax.host import placement
 from isara_jax.host.executables import Executables
-from isara_jax.models import llama
+from isara_jax.models.families import llama
 from isara_jax.planning import blueprint, estimate, pieces, roofline
 from tests import environment
 from tests.method.iteration_test import small
 
 KIND = hardware.BY_NAME["v5e"]
-NETWORK = llama.LlamaConfig(
+NETWORK = llama.network(
     vocab_size=512, width=64, hidden=128, n_layers=6, n_heads=8, n_kv_heads=4, head_size=8,
     max_length=512,
 )  # fmt: skip

@@ -70,10 +70,7 @@ def _shapes(
       ValueError: the tensors of the file are not those that its metadata implies.
     """
     described = families.from_hf(config, f"{file.path} (as config.json)")
-    expected = {}
-    for path, leaf in weights.flatten(weights.abstract_params(families.build(described))).items():
-        row, name = weights.match(described, path)
-        expected[name] = leaf.shape[::-1] if row.transposed else leaf.shape
+    expected = weights.tensor_shapes(families.build(described))
     if set(expected) != set(sources):
         raise ValueError(
             f"{file.path}: the tensors are not those of its metadata; missing: "

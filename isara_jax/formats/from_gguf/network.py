@@ -216,7 +216,7 @@ def _llama3(file: GgufFile, plain: Rope, size: int, factors: np.ndarray) -> Rope
     Equal frequencies are an equal model, so parameters that reproduce the tensor are right whatever
     the original ones were.
     """
-    frequencies = plain.inverse_frequencies(size)
+    frequencies = plain.turn(size).frequencies
     for original in _ORIGINALS:
         rope = dataclasses.replace(
             _LLAMA3,
@@ -224,7 +224,7 @@ def _llama3(file: GgufFile, plain: Rope, size: int, factors: np.ndarray) -> Rope
             factor=float(factors.max()),
             original_max_position_embeddings=original,
         )
-        again = frequencies / rope.inverse_frequencies(size)
+        again = frequencies / rope.turn(size).frequencies
         if again.shape == factors.shape and np.allclose(again, factors, rtol=1e-4):
             return rope
     raise ValueError(
