@@ -62,6 +62,7 @@ torch_opt = functools.partial(torch_model, transformers.OPTForCausalLM)
 TORCH = {
     name: functools.partial(torch_model, getattr(transformers, family.architecture))
     for name, family in families.FAMILIES.items()
+    if family.alone is None
 }
 
 

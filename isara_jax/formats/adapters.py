@@ -12,8 +12,8 @@ import safetensors.numpy
 from isara_jax import config
 from isara_jax.files import confined, remote, storage
 from isara_jax.formats import chosen, weights
+from isara_jax.models import families, lora
 from isara_jax.models import fields as fields_lib
-from isara_jax.models import lora
 from isara_jax.models.network import FUSED, DecoderConfig
 from isara_jax.shell.terminal import quoted
 
@@ -74,6 +74,9 @@ def save(
         "fan_in_fan_out": False,
         "target_modules": sorted(modules),
     }
+    if others := families.family_of(network).passed_over:  # with layers of the same names
+        parts = sorted({prefix.removesuffix(".").split(".")[-1] for prefix in others})
+        content["exclude_modules"] = f".*({'|'.join(parts)}).*"
     data = safetensors.numpy.save(tensors, weights.METADATA)
     storage.atomic_write(directory / "adapter_model.safetensors", data)
     storage.write_json(directory / "adapter_config.json", content)

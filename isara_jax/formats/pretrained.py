@@ -137,20 +137,21 @@ def stored_dtype(directory: pathlib.Path) -> str:
 def save_model(folder: pathlib.Path, base: Pretrained, params: dict[str, Any]) -> None:
     """Writes a model that differs from its base in the weights alone.
 
+    What was saved without a head may be called a bare model; this one has a head, and is called by
+    the name of the language model that it is.
+
     Args:
       folder: where; it exists.
       base: gives config, tokenizer, defaults of generation, and the type of the weights.
       params: our tree; fetched tensor by tensor.
     """
     dtype = stored_dtype(base.path)
-    weights.save(folder, base.network, params, np.dtype(dtype))
-    fields = storage.read_json(base.path / "config.json")
+    network, fields = families.alone(base.network, storage.read_json(base.path / "config.json"))
+    weights.save(folder, network, params, np.dtype(dtype))
     # transformers 5 calls it dtype and reads both; others read torch_dtype.
     fields |= {key: dtype for key in ("torch_dtype", "dtype") if key in fields} or {
         "torch_dtype": dtype
     }
-    # What was saved without a head may be called a bare model; this one has a head.
-    fields["architectures"] = [families.family_of(base.network).architecture]
     storage.write_json(folder / "config.json", fields)
     copy_files(base.path, folder, "generation_config.json")
     copy_tokenizer(base, folder)

@@ -145,17 +145,25 @@ def _stored(directory: pathlib.Path) -> dict[str, _Stored]:
         files = dict.fromkeys(_names_in(storage.followed(directory, single)), single)
     else:
         raise ValueError(_nothing_to_read(directory))
+    names = {name: _usual(name) for name in files}
     # A base model saved without its head has no "model." before its names.
-    bare = not any(name.startswith("model.") for name in files)
+    bare = not any(known.startswith("model.") for known in names.values())
     result: dict[str, _Stored] = {}
     for name, file in files.items():
-        known = re.sub(r"^score_head\.", "score.", name)  # as safe-rlhf calls it
+        known = names[name]
         if bare and not known.startswith(("lm_head.", "score.")):
             known = f"model.{known}"
         if known in result:
             raise ValueError(f"{file}: {name} and {result[known].name} mean the same tensor")
         result[known] = _Stored(file, name)
     return result
+
+
+def _usual(name: str) -> str:
+    """A tensor's name as the tables have it."""
+    name = re.sub(r"^score_head\.", "score.", name)  # safe-rlhf's
+    name = re.sub(r"^language_model\.model\.", "model.language_model.", name)  # Gemma 3's
+    return re.sub(r"^language_model\.lm_head\.", "lm_head.", name)
 
 
 def _indexed(directory: pathlib.Path, index: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -298,9 +306,11 @@ def _may_be_skipped(name: str, network: DecoderConfig) -> bool:
     """Whether a tensor adds nothing.
 
     Old checkpoints carry RoPE's frequencies, which follow from the config; tied ones a copy of the
-    embedding as the head; score models the statistics their training normalised with.
+    embedding as the head; score models the statistics their training normalised with; models that
+    see pictures what they see them with.
     """
-    if name.endswith("rotary_emb.inv_freq"):
+    others = families.family_of(network).passed_over
+    if name.endswith("rotary_emb.inv_freq") or (others and name.startswith(others)):
         return True
     if name == "lm_head.weight":
         return network.tied or network.n_labels > 0

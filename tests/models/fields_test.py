@@ -94,7 +94,7 @@ def read_by_transformers(family):
     return {n for n in found - {None} if not callable(getattr(type(config), n, None))}
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", tiny.TORCH)
 def test_every_field_that_transformers_reads_is_in_a_list(family, monkeypatch):
     """A field that a newer transformers reads is honoured, refused, or known to change nothing.
 
@@ -123,7 +123,7 @@ def torch_logits(fields, weights):
         return model(torch.tensor(IDS)).logits.numpy()
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", tiny.TORCH)
 def test_marks_of_tools_are_passed_over_and_said(family, monkeypatch):
     """They change nothing in transformers either; one line names those that nobody reads."""
     said = []
@@ -173,7 +173,7 @@ def changed(name, value):
     return value[::-1] if isinstance(value, list) and value[::-1] != value else None
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", tiny.TORCH)
 def test_one_field_changed_is_read_refused_or_without_effect_there(family, record_property):
     """What moves transformers' logits gives another network or is refused; what does not, is not.
 
@@ -204,7 +204,7 @@ def test_one_field_changed_is_read_refused_or_without_effect_there(family, recor
     assert "read" in table.values() and "same" in table.values()
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", tiny.TORCH)
 def test_the_default_config_of_transformers_is_read(family):
     """And makes the tensors that transformers makes of it, by name and shape."""
     fields = transformers.AutoConfig.for_model(family).to_dict() | {"num_hidden_layers": 2}

@@ -36,6 +36,7 @@ FAMILIES: dict[str, Family] = {
     "gemma": gemma.GEMMA,
     "gemma2": gemma.GEMMA2,
     "gemma3_text": gemma.GEMMA3,
+    "gemma3": gemma.GEMMA3_WHOLE,
     "olmo2": olmo.OLMO2,
     "olmo3": olmo.OLMO3,
     "smollm3": smollm3.FAMILY,
@@ -86,6 +87,16 @@ def from_hf(values: dict[str, Any], source: str) -> DecoderConfig:
 def to_hf(network: DecoderConfig) -> dict[str, Any]:
     """The HF `config.json` of a language model, which `from_hf` reads back."""
     return family.to_hf(family_of(network), network, network.family)
+
+
+def alone(network: DecoderConfig, values: dict[str, Any]) -> tuple[DecoderConfig, dict[str, Any]]:
+    """A language model by itself, where it was part of a larger model, and its HF config."""
+    found = family_of(network)
+    if found.alone is None:
+        return network, values | {"architectures": [found.architecture]}
+    name, of = found.alone
+    changed = {"model_type": name, "architectures": [FAMILIES[name].architecture]}
+    return dataclasses.replace(network, family=name), of(values) | changed
 
 
 def family_of(network: DecoderConfig) -> Family:

@@ -28,6 +28,9 @@ class Family(NamedTuple):
       read: makes a network of an HF config; leaves what it does not know.
       write: the fields of an HF config, beside those of `to_hf`, that `read` reads back.
       table: HF names, our paths, layout and placement of its tensors.
+      passed_over: how names begin of tensors that are not the language model's.
+      alone: makes of an HF config that of the language model alone, where it is part of a larger
+        model, and the `model_type` it then has.
     """
 
     called: str
@@ -35,6 +38,8 @@ class Family(NamedTuple):
     read: Callable[[Fields], DecoderConfig]
     write: Callable[[DecoderConfig], dict[str, Any]]
     table: tuple[Row, ...]
+    passed_over: tuple[str, ...] = ()
+    alone: tuple[str, Callable[[dict[str, Any]], dict[str, Any]]] | None = None
 
 
 def sizes(fields: Fields, hidden: str = "intermediate_size") -> dict[str, Any]:
@@ -146,7 +151,6 @@ def write_ropes(network: DecoderConfig) -> dict[str, Any]:
     return {name: rope_lib.parameters(kind.rope) for kind, name in names.items() if kind.rope}
 
 
-LAYER = "model.layers.{i}"
 _NORMS = {
     "before": {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"},
     "behind": {
@@ -159,9 +163,12 @@ _NORMS["both"] = _NORMS["behind"] | {
 }  # fmt: skip
 
 
-def table(norm_place: str = "before", *, fused: bool = False) -> tuple[Row, ...]:
+def table(
+    norm_place: str = "before", *, fused: bool = False, stack: str = "model"
+) -> tuple[Row, ...]:
     """The tensors by the names that LLaMA gave them; rows without a tensor do no harm."""
-    attention, mlp = f"{LAYER}.self_attn", f"{LAYER}.mlp"
+    layer = f"{stack}.layers.{{i}}"
+    attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
     inner = (
         (
             *weight_table.linear(f"{attention}.qkv_proj", "layers_{i}/attention/qkv"),
@@ -178,11 +185,11 @@ def table(norm_place: str = "before", *, fused: bool = False) -> tuple[Row, ...]
     norms = [
         row
         for theirs, ours in _NORMS[norm_place].items()
-        for row in weight_table.norm(f"{LAYER}.{theirs}", f"layers_{{i}}/{ours}")
+        for row in weight_table.norm(f"{layer}.{theirs}", f"layers_{{i}}/{ours}")
     ]
     return (
-        *weight_table.heads("model.embed_tokens"),
-        *weight_table.norm("model.norm", "norm"),
+        *weight_table.heads(f"{stack}.embed_tokens"),
+        *weight_table.norm(f"{stack}.norm", "norm"),
         *norms,
         *weight_table.norm(f"{attention}.q_norm", "layers_{i}/attention/q_norm"),
         *weight_table.norm(f"{attention}.k_norm", "layers_{i}/attention/k_norm"),

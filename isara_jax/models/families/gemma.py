@@ -5,8 +5,10 @@ attention and MLP too, soft caps, and windows on every other layer; the third no
 keys instead of caps, and windows with another RoPE on five layers of six.
 """
 
+import dataclasses
 from typing import Any
 
+from isara_jax.devices import processes
 from isara_jax.models import rope as rope_lib
 from isara_jax.models.families import family
 from isara_jax.models.fields import Fields
@@ -108,6 +110,57 @@ def _write_3(network: DecoderConfig) -> dict[str, Any]:
     return _write_later(network) | {"rope_parameters": family.write_ropes(network)}
 
 
+# Of the whole of the third, which sees pictures too: its fields about them, and what its published
+# files leave out of the language model's, which transformers then has from its class.
+_OF_PICTURES = (
+    "vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index",
+    "image_token_index", "boi_token_id", "eoi_token_id", "image_token_id",
+)  # fmt: skip
+_LEFT_OUT = {
+    "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "max_position_embeddings": 131_072,
+}  # fmt: skip
+
+
+def _language_model(whole: dict[str, Any]) -> dict[str, Any]:
+    """The config of the language model in that of the whole."""
+    same = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype",
+            "dtype", "transformers_version")  # fmt: skip
+    return _LEFT_OUT | whole["text_config"] | {k: whole[k] for k in same if k in whole}
+
+
+def _read_whole(fields: Fields) -> DecoderConfig:
+    text, tied = fields.take("text_config"), fields.flag("tie_word_embeddings", True)
+    if not isinstance(text, dict):
+        fields.fail("text_config", text, "an object is expected")
+    for name in _OF_PICTURES:
+        fields.take(name, None)
+    if fields.take("architectures", ["Gemma3ForConditionalGeneration"]) != [
+        "Gemma3ForConditionalGeneration"
+    ]:
+        fields.fail("architectures", "another", "Gemma3ForConditionalGeneration is expected")
+    source = f"{fields.source} (text_config)"
+    inner = Fields(_language_model({"text_config": text, "tie_word_embeddings": tied}), source,
+                   "Gemma 3")  # fmt: skip
+    network = _read_3(inner)
+    inner.finish()
+    processes.say_once(f"{fields.source}: the language model is read, the vision tower passed over")
+    return dataclasses.replace(network, family="gemma3")
+
+
+def _write_whole(network: DecoderConfig) -> dict[str, Any]:
+    text = family.to_hf(GEMMA3, network, "gemma3_text")
+    return {"text_config": text, "architectures": ["Gemma3ForConditionalGeneration"]}
+
+
 GEMMA = family.Family("Gemma", "GemmaForCausalLM", _read_1, _write_1, family.table())
 GEMMA2 = family.Family("Gemma 2", "Gemma2ForCausalLM", _read_2, _write_2, family.table("both"))
 GEMMA3 = family.Family("Gemma 3", "Gemma3ForCausalLM", _read_3, _write_3, family.table("both"))
+_STACK = "model.language_model"
+GEMMA3_WHOLE = family.Family(
+    "Gemma 3", "Gemma3ForConditionalGeneration", _read_whole, _write_whole,
+    family.table("both", stack=_STACK),
+    passed_over=("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
+                 "model.multi_modal_projector."),
+    alone=("gemma3_text", _language_model),
+)  # fmt: skip
