@@ -24,6 +24,8 @@ from isara_jax.host.executables import Executables
 from isara_jax.method import iteration
 from isara_jax.models import families
 from isara_jax.models.families import llama, opt
+from isara_jax.models.network import DecoderConfig, LayerKind, Norm
+from isara_jax.models.rope import Rope
 from isara_jax.planning import hlo
 from tests import environment, words
 from tests.method.iteration_test import adapter_distance, small
@@ -35,7 +37,21 @@ SIZES = {"vocab_size": 1536, "width": 64, "hidden": 128, "n_layers": 2, "n_heads
 NETWORKS = {
     "llama": llama.network(**SIZES, n_kv_heads=2),
     "opt": opt.network(**SIZES, n_kv_heads=8),
-}
+    # Windows shorter than a prompt, norms of all heads of q and k together: over devices, too.
+    "olmo3": DecoderConfig(
+        family="olmo3", **SIZES, n_kv_heads=2, qk_norm="flat", norm_place="behind",
+        norm=Norm(weight="wide"),
+        kinds=(LayerKind(Rope(500_000.0), 24), LayerKind(Rope(500_000.0))),
+    ),
+    "qwen3": DecoderConfig(
+        family="qwen3", **SIZES, n_kv_heads=2, qk_norm="head", kinds=(LayerKind(Rope()),)
+    ),
+    "gemma2": DecoderConfig(
+        family="gemma2", **SIZES, n_kv_heads=2, norm_place="both", norm=Norm(weight="one_plus"),
+        kinds=(LayerKind(Rope(), 24), LayerKind(Rope())), score_cap=50.0, logit_cap=30.0,
+        attention_scale=8**-0.5, embedding_scale=8.0,
+    ),
+}  # fmt: skip
 
 
 def write_model(folder, family):
@@ -124,7 +140,10 @@ def compare(folder, family, first, *others):
               f"continued from its checkpoint by {continued:.1e}")  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "meshes"), [("llama", "1x1x1 2x2x2"), ("opt", "1x1x8 1x8x1")])
+@pytest.mark.parametrize(
+    ("family", "meshes"),
+    [("llama", "1x1x1 2x2x2"), ("opt", "1x1x8 1x8x1"), ("olmo3", "1x1x1 2x2x2")],
+)
 def test_every_mesh_gives_the_same_run(tmp_path, family, meshes):
     """Requests keyed by their number, exact gradients, checkpoints that know no mesh."""
     done = subprocess.run(

@@ -15,7 +15,7 @@ _MULTIPLIERS = {
 }
 
 
-def read(fields: Fields) -> DecoderConfig:
+def _read(fields: Fields) -> DecoderConfig:
     sizes = family.sizes(fields)
     sizes |= family.heads(fields, sizes)
     bias = fields.flag("attention_bias", False)
@@ -33,7 +33,7 @@ def read(fields: Fields) -> DecoderConfig:
     )
 
 
-def write(network: DecoderConfig) -> dict[str, Any]:
+def _write(network: DecoderConfig) -> dict[str, Any]:
     return (
         family.write_gated(network)
         | family.write_rope(network.kinds)
@@ -42,4 +42,4 @@ def write(network: DecoderConfig) -> dict[str, Any]:
     )
 
 
-FAMILY = family.Family("Granite", "GraniteForCausalLM", read, write, family.table())
+FAMILY = family.Family("Granite", "GraniteForCausalLM", _read, _write, family.table())

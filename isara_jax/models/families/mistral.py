@@ -8,7 +8,7 @@ from isara_jax.models.fields import Fields
 from isara_jax.models.network import DecoderConfig, LayerKind
 
 
-def read(fields: Fields) -> DecoderConfig:
+def _read(fields: Fields) -> DecoderConfig:
     sizes = family.sizes(fields)
     sizes |= family.heads(fields, sizes, kv_heads=8)
     window = fields.optional("sliding_window", fields.count, 4096)
@@ -22,9 +22,9 @@ def read(fields: Fields) -> DecoderConfig:
     )
 
 
-def write(network: DecoderConfig) -> dict[str, Any]:
+def _write(network: DecoderConfig) -> dict[str, Any]:
     window = {"sliding_window": network.kinds[0].window or None}
     return family.write_gated(network) | family.write_rope(network.kinds) | window
 
 
-FAMILY = family.Family("Mistral", "MistralForCausalLM", read, write, family.table())
+FAMILY = family.Family("Mistral", "MistralForCausalLM", _read, _write, family.table())

@@ -28,7 +28,7 @@ def network(**sizes: Any) -> DecoderConfig:
     return DecoderConfig(**usual | sizes)
 
 
-def read(fields: Fields) -> DecoderConfig:
+def _read(fields: Fields) -> DecoderConfig:
     sizes = family.sizes(fields, hidden="ffn_dim")
     n_heads, width = sizes["n_heads"], sizes["width"]
     if width % n_heads:
@@ -55,7 +55,7 @@ def read(fields: Fields) -> DecoderConfig:
     )
 
 
-def write(network: DecoderConfig) -> dict[str, Any]:
+def _write(network: DecoderConfig) -> dict[str, Any]:
     before = network.norm_place == "before"
     return {
         "ffn_dim": network.hidden,
@@ -87,4 +87,4 @@ TABLE = (
     *weight_table.linear(f"{_LAYER}.fc1", "layers_{i}/mlp/up"),
     *weight_table.linear(f"{_LAYER}.fc2", "layers_{i}/mlp/down", weight_table.OUT),
 )
-FAMILY = family.Family("OPT", "OPTForCausalLM", read, write, TABLE)
+FAMILY = family.Family("OPT", "OPTForCausalLM", _read, _write, TABLE)

@@ -12,7 +12,7 @@ from isara_jax.models.fields import Fields
 from isara_jax.models.network import DecoderConfig, LayerKind
 
 
-def read(fields: Fields) -> DecoderConfig:
+def _read(fields: Fields) -> DecoderConfig:
     sizes = family.sizes(fields)
     sizes |= family.heads(fields, sizes)
     rope = rope_lib.from_hf(fields, sizes["head_size"], phi3=True)
@@ -30,7 +30,7 @@ def read(fields: Fields) -> DecoderConfig:
     )
 
 
-def write(network: DecoderConfig) -> dict[str, Any]:
+def _write(network: DecoderConfig) -> dict[str, Any]:
     kind = network.kinds[0]
     original = int(kind.rope.original_max_position_embeddings)
     return (
@@ -41,4 +41,4 @@ def write(network: DecoderConfig) -> dict[str, Any]:
     )
 
 
-FAMILY = family.Family("Phi-3", "Phi3ForCausalLM", read, write, family.table(fused=True))
+FAMILY = family.Family("Phi-3", "Phi3ForCausalLM", _read, _write, family.table(fused=True))

@@ -8,7 +8,7 @@ from isara_jax.models.fields import Fields
 from isara_jax.models.network import DecoderConfig, LayerKind, alternating
 
 
-def read(fields: Fields) -> DecoderConfig:
+def _read(fields: Fields) -> DecoderConfig:
     sizes = family.sizes(fields)
     sizes |= family.heads(fields, sizes, kv_heads=4)
     rope, n_layers = rope_lib.from_hf(fields, sizes["head_size"], 2_000_000.0), sizes["n_layers"]
@@ -45,7 +45,7 @@ def _turned(fields: Fields, n_layers: int) -> list[bool]:
     return [bool(x) for x in given[:n_layers]]
 
 
-def write(network: DecoderConfig) -> dict[str, Any]:
+def _write(network: DecoderConfig) -> dict[str, Any]:
     turned = [int(network.kind(i).rope is not None) for i in range(network.n_layers)]
     return (
         family.write_gated(network)
@@ -61,4 +61,4 @@ def write(network: DecoderConfig) -> dict[str, Any]:
     )
 
 
-FAMILY = family.Family("SmolLM3", "SmolLM3ForCausalLM", read, write, family.table())
+FAMILY = family.Family("SmolLM3", "SmolLM3ForCausalLM", _read, _write, family.table())
