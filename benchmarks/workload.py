@@ -28,7 +28,10 @@ from isara_jax.models import decoder, families, shapes
 from isara_jax.models.network import DecoderConfig
 from isara_jax.text import encoding, packing, stops, tokens
 
-NETWORKS = {name: shapes.NETWORKS[name] for name in ("llama_58m", "llama_7b", "opt_6.7b")}
+NETWORKS = {
+    name: shapes.NETWORKS[name]
+    for name in ("llama_58m", "llama_7b", "opt_6.7b", "llama3_8b", "mistral_7b", "gemma3_4b")
+}
 BUNDLED = ("tiny_llama", "tiny_opt")
 
 SEEDS = 64
@@ -65,10 +68,9 @@ class Size:
     pool: int = 0
 
 
-SIZES = {
+_LARGE = Size(samples=1024, slots=128, k=12, prompt=1024, new=128, batch=32, epochs=3)
+SIZES = dict.fromkeys(NETWORKS, _LARGE) | {
     "llama_58m": Size(samples=64, slots=16, k=4, prompt=256, new=64, batch=16, epochs=3),
-    "llama_7b": Size(samples=1024, slots=128, k=12, prompt=1024, new=128, batch=32, epochs=3),
-    "opt_6.7b": Size(samples=1024, slots=128, k=12, prompt=1024, new=128, batch=32, epochs=3),
 }
 
 

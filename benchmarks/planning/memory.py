@@ -33,7 +33,7 @@ from isara_jax import config
 from isara_jax.devices import hardware
 from isara_jax.models.network import DecoderConfig
 from isara_jax.planning import blueprint, estimate, hlo, pieces
-from isara_jax.sampler import decode, scheduling
+from isara_jax.sampler import decode
 
 PROGRAMS = ("decode", "prefill", "lora", "lora_remat")
 
@@ -55,8 +55,7 @@ def draw(
 
 def decode_loop(b: blueprint.Blueprint, s: pieces.Sampling) -> jax.stages.Compiled:
     """The sampler's loop between two looks for free slots, its state given away."""
-    length = s.prompts.tokens.shape[1] + s.sampler.max_tokens
-    reads = scheduling.read_lengths(length, b.program.mesh)
+    reads = decode.read_lengths(s.sampler, s.prompts.tokens.shape[1])
 
     def loop(inputs: Any, trainable: Any, key: Any, slots: Any) -> Any:
         step = functools.partial(

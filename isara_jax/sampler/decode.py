@@ -110,7 +110,7 @@ def generate(
     n_requests, prompt_length = prompts.tokens.shape
     step = functools.partial(_step, sampler, variables, key, params, table)
     refill = functools.partial(_refill, sampler, variables, prompts)
-    reads = scheduling.read_lengths(prompt_length + sampler.max_tokens, sampler.mesh)
+    reads = read_lengths(sampler, prompt_length)
     enough = scheduling.worth_a_refill(sampler.refill, mesh_lib.batch_devices(sampler.mesh))
 
     def can_refill(s: _Slots) -> jax.Array:
@@ -132,6 +132,14 @@ def generate(
         score=done.score,
         drawn=jnp.sum(done.lengths),
     )
+
+
+def read_lengths(sampler: Sampler, prompt_length: int) -> tuple[int, ...]:
+    """The numbers of rows of a cache that a step may read, ascending; the last is all."""
+    network = sampler.model.config
+    grouped = network.n_kv_heads < network.n_heads
+    length = prompt_length + sampler.max_tokens
+    return scheduling.read_lengths(length, sampler.mesh, grouped=grouped)
 
 
 def _advance(

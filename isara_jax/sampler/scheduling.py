@@ -24,12 +24,13 @@ def worth_a_refill(rows: int, devices: int) -> int:
     return rows if devices == 1 else -(-rows * 3 // 4)
 
 
-def read_lengths(length: int, mesh: Mesh) -> tuple[int, ...]:
+def read_lengths(length: int, mesh: Mesh, *, grouped: bool) -> tuple[int, ...]:
     """How much of a cache of `length` rows a step may read: a half, three quarters, or all of it.
 
-    Each is compiled apart. On a CPU the products copy what they read of a cache in part.
+    Each is compiled apart. On a CPU, and where several queries share a key (`grouped`), the
+    products copy what they read of a cache in part, which costs more than to read all.
     """
-    if mesh_lib.on_cpu(mesh) or length < 512:
+    if mesh_lib.on_cpu(mesh) or length < 512 or grouped:
         return (length,)
     return tuple(-(-length * quarters // 4) for quarters in (2, 3, 4))
 

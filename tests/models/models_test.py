@@ -151,7 +151,10 @@ def generated(sampler, params, prompts, table):
     return decode.generate(sampler, {"params": params}, prompts, jax.random.key(0), greedy, table)
 
 
-@pytest.mark.parametrize(("family", "name"), [("llama", "like_3.2"), ("opt", "like_350m")])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("llama", "like_3.2"), ("opt", "like_350m"), ("gemma3_text", "six_layers")],
+)
 def test_sampler_draws_the_tokens_of_transformers(family, name):
     """The sampler's prefill, refills, cache and positions: 64 greedy tokens as HF draws them."""
     theirs = tiny.TORCH[family](3, **variant(family, name)[0])

@@ -147,7 +147,7 @@ def test_schedule_does_not_show(schedule):
 
 def test_a_cache_read_in_part_gives_the_same_tokens(monkeypatch):
     """Steps that read a third or two thirds of the cache read all there is, and no step is lost."""
-    monkeypatch.setattr(scheduling, "read_lengths", lambda length, _: (11, 22, length))
+    monkeypatch.setattr(scheduling, "read_lengths", lambda length, *_, **__: (11, 22, length))
     schedule = (7, 2, 3)  # no other test's, so that it is compiled anew
     ours, whole = generate(schedule, SAMPLED), generate(SCHEDULES[0], SAMPLED)
     np.testing.assert_array_equal(ours.tokens, whole.tokens)
@@ -162,7 +162,8 @@ def test_parts_of_a_cache_to_read():
     ):  # fmt: skip
         devices = np.array([types.SimpleNamespace(platform=platform)])
         mesh = types.SimpleNamespace(devices=devices)
-        assert scheduling.read_lengths(length, mesh) == expected
+        assert scheduling.read_lengths(length, mesh, grouped=False) == expected
+        assert scheduling.read_lengths(length, mesh, grouped=True) == (length,)
 
 
 def test_order_of_requests_does_not_show():
