@@ -30,6 +30,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=0, help=f"how many {by.name}s at least")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()
+    # A shell starts what is in the background with SIGINT ignored, and so would be what starts here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     kinds = [
         runs.Kind(*chosen)
         for chosen in itertools.product(("fused", "staged"), (1, 2), ("lora", "full"))
