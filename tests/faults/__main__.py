@@ -30,7 +30,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=0, help=f"how many {by.name}s at least")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()
-    # A shell starts what is in the background with SIGINT ignored, and so would be what starts here.
+    # A shell ignores SIGINT for what it starts in the background; what starts here would, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     kinds = [
         runs.Kind(*chosen)
