@@ -119,7 +119,7 @@ def test_yarn(tmp_path):
 @pytest.mark.parametrize(("family", "layers"), [("gemma2", 46), ("gemma3_text", 62)])
 def test_the_gemmas_of_27b_scale_otherwise(family, layers, tmp_path):
     """By width / heads, which here is not the size of a head; they are known by their layers."""
-    theirs = tiny.TORCH[family](head_dim=4, num_hidden_layers=1)
+    theirs = tiny.TORCH[family](head_dim=4, num_hidden_layers=6)
     changed = {f"{gguf_files.architecture(theirs.config)}.block_count": layers}
     file = GgufFile(written(tmp_path / "a.gguf", theirs, changed=changed))
     assert network.config(network.of(file), file)["query_pre_attn_scalar"] == 8
@@ -143,6 +143,11 @@ REFUSED = {
         {"olmo2.attention.sliding_window_pattern": [True]}, "pattern has 1 values; 4 are expected"),
     "phi3": ({"phi3.rope.dimension_count": 80}, "dimension_count is 80; only 8"),
     "gemma2": ({"gemma2.rope.dimension_count": 4}, "dimension_count is 4; only 8"),
+    "gemma": ({"gemma.block_count": 2**31}, "block_count is 2147483648; the file has only 20 tens"),
+    "mistral": ({"llama.attention.head_count": 64}, "head_dim would be 0; at least 1 is expected"),
+    "phi3 long": (
+        {"phi3.rope.scaling.type": "yarn", "phi3.rope.scaling.factor": 2.0},
+        "both tensors of factors and a yarn scaling"),
 }  # fmt: skip
 
 

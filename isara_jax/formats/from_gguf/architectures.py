@@ -128,13 +128,12 @@ def _granite(meta: Metadata, sizes: _Config) -> _Config:
 
 
 def _phi3(meta: Metadata, sizes: _Config) -> _Config:
-    """A part of each head may be turned; llama.cpp does without the windows, and keeps the size."""
+    """A part of each head may be turned. llama.cpp keeps the size of windows, and has none."""
     turn = rope.parameters(meta, sizes["head_dim"], partial=True)
-    length = meta.get("rope.scaling.original_context_length", int, sizes["max_position_embeddings"])
     return rope.flat(turn) | {
         "model_type": "phi3",
         "hidden_act": "silu",
-        "original_max_position_embeddings": length,
+        "original_max_position_embeddings": rope.original(meta),
         "sliding_window": meta.get("attention.sliding_window", int, 0) or None,
         "pad_token_id": None,
     }
@@ -203,17 +202,16 @@ def _later(meta: Metadata, sizes: _Config, largest: int) -> _Config:
     )
 
 
+_LLAMA3 = (rope.FACTORS,)
 ARCHITECTURES = {
-    "llama": Architecture(_llama, _tensors(_BEFORE, _SPLIT), _TURNED, rope_tensors=(rope.FACTORS,)),
-    "qwen2": Architecture(_plain("qwen2"), _tensors(_BEFORE, _SPLIT), rope_tensors=(rope.FACTORS,)),
-    "qwen3": Architecture(_qwen3, _tensors(_BEFORE, _SPLIT, _HEADS), rope_tensors=(rope.FACTORS,)),
+    "llama": Architecture(_llama, _tensors(_BEFORE, _SPLIT), _TURNED, rope_tensors=_LLAMA3),
+    "qwen2": Architecture(_plain("qwen2"), _tensors(_BEFORE, _SPLIT), rope_tensors=_LLAMA3),
+    "qwen3": Architecture(_qwen3, _tensors(_BEFORE, _SPLIT, _HEADS), rope_tensors=_LLAMA3),
     "gemma": Architecture(_plain("gemma", _TANH), _tensors(_BEFORE, _SPLIT), one_added=True),
     "gemma2": Architecture(_gemma2, _tensors(_BOTH, _SPLIT), one_added=True),
     "gemma3": Architecture(_gemma3, _tensors(_BOTH, _SPLIT, _HEADS), one_added=True),
     "olmo2": Architecture(_olmo2, _tensors(_BEHIND, _SPLIT, _HEADS)),
-    "smollm3": Architecture(
-        _smollm3, _tensors(_BEFORE, _SPLIT), _TURNED, rope_tensors=(rope.FACTORS,)
-    ),
+    "smollm3": Architecture(_smollm3, _tensors(_BEFORE, _SPLIT), _TURNED, rope_tensors=_LLAMA3),
     "granite": Architecture(_granite, _tensors(_BEFORE, _SPLIT), _TURNED),
     "phi3": Architecture(_phi3, _tensors(_BEFORE, _FUSED), rope_tensors=tuple(rope.LONGROPE)),
 }

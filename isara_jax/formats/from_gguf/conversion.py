@@ -115,7 +115,9 @@ def _rows(
     *_, width = file_lib.shape(tensor)
     step = max(1, _CHUNK_BYTES // (4 * width))
     for at in range(0, tensor.n_elements // width, step):
-        values = file_lib.rows(tensor, slice(at, at + step)) - network.added(architecture, name)
+        values = file_lib.rows(tensor, slice(at, at + step))
+        if added := network.added(architecture, name):
+            values = values - added  # before rounding: 1 + w has fewer digits of w
         values = values.astype(jnp.bfloat16)
         if not np.isfinite(values).all():
             raise ValueError(

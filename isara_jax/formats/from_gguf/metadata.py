@@ -14,10 +14,11 @@ _WITHOUT_EFFECT = (
 
 
 class Metadata:
-    """Fields of one architecture; each must be asked for, as none is passed over that might matter.
+    """Fields by their names without that prefix; each that might matter must be asked for.
 
-    Attributes:
+    Args:
       file: whose they are.
+      architecture: llama.cpp's name.
     """
 
     def __init__(self, file: GgufFile, architecture: str) -> None:

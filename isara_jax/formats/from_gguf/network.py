@@ -57,15 +57,17 @@ def _common(meta: Metadata) -> dict[str, Any]:
     """What all architectures have."""
     file = meta.file
     sizes = {ours: meta.get(theirs, int) for theirs, ours in _SIZES.items()}
+    n_heads = sizes["num_attention_heads"]
+    width = sizes["hidden_size"] // max(n_heads, 1)
+    sizes["head_dim"] = size = meta.get("attention.key_length", int, width)
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{file.path}: {name} would be {value}; at least 1 is expected")
-    n_heads = sizes["num_attention_heads"]
-    size = meta.get("attention.key_length", int, sizes["hidden_size"] // n_heads)
+    if (n_layers := sizes["num_hidden_layers"]) > len(file.tensors):
+        meta.fail("block_count", n_layers, f"the file has only {len(file.tensors)} tensors")
     meta.only("attention.value_length", size, f"only {size}, the size of a head, is supported")
     return sizes | {
         "num_key_value_heads": meta.get("attention.head_count_kv", int, n_heads),
-        "head_dim": size,
         "vocab_size": file_lib.shape(file.tensor("token_embd.weight"))[0],
         "rms_norm_eps": meta.number("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in file.tensors,

@@ -49,20 +49,26 @@ def _scaled(meta: Metadata, size: int) -> dict[str, Any]:
     factor = meta.number("rope.scale_linear", 1.0)  # of files from before 2024
     factor = meta.number("rope.scaling.factor", factor) or 1.0
     scaled = kind in ("linear", "yarn") and factor != 1.0
-    if scaled:
-        plain |= {"rope_type": kind, "factor": factor}
-    if scaled and kind == "yarn":
-        plain |= _yarn(meta)
-    if set(LONGROPE) & set(meta.file.tensors):
+    longrope = kind == "longrope" or not set(LONGROPE).isdisjoint(meta.file.tensors)
+    factors = _factors(meta)
+    if scaled and (longrope or factors is not None):
+        raise ValueError(f"{meta.file.path}: both tensors of factors and a {kind} scaling of RoPE")
+    if longrope:
         return plain | _longrope(meta)
+    if factors is not None:
+        return _llama3(meta, plain["rope_theta"], size, factors)
+    if not scaled:
+        return plain
+    more = _yarn(meta) if kind == "yarn" else {}
+    return plain | {"rope_type": kind, "factor": factor} | more
+
+
+def _factors(meta: Metadata) -> np.ndarray | None:
+    """What each frequency is divided by, where a tensor says so."""
     if FACTORS not in meta.file.tensors:
-        return plain
+        return None
     factors = file_lib.rows(meta.file.tensors[FACTORS])[0]
-    if np.all(factors == 1):
-        return plain
-    if scaled:
-        raise ValueError(f"{meta.file.path}: both {FACTORS} and a {kind} scaling of RoPE")
-    return _llama3(meta, plain["rope_theta"], size, factors)
+    return None if np.all(factors == 1) else factors
 
 
 def flat(found: dict[str, Any]) -> dict[str, Any]:
@@ -75,11 +81,9 @@ def flat(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _original(meta: Metadata) -> int:
-    """Tokens, before the stretching."""
-    return meta.get(
-        "rope.scaling.original_context_length", int, meta.get("context_length", int)
-    )  # fmt: skip
+def original(meta: Metadata) -> int:
+    """Tokens that the model took before the stretching."""
+    return meta.get("rope.scaling.original_context_length", int, meta.get("context_length", int))
 
 
 def _attention_factor(meta: Metadata) -> dict[str, float]:
@@ -91,7 +95,7 @@ def _attention_factor(meta: Metadata) -> dict[str, float]:
 
 def _yarn(meta: Metadata) -> dict[str, Any]:
     meta.only("rope.scaling.yarn_ext_factor", 1.0, "only 1, all of YaRN, is supported")
-    found = {"original_max_position_embeddings": _original(meta)} | _attention_factor(meta)
+    found = {"original_max_position_embeddings": original(meta)} | _attention_factor(meta)
     given = {ours: meta.number(f"rope.scaling.{theirs}", 0.0) for theirs, ours in _YARN.items()}
     return found | {name: value for name, value in given.items() if value}
 
@@ -101,8 +105,8 @@ def _longrope(meta: Metadata) -> dict[str, Any]:
         ours: [float(str(x)) for x in file_lib.rows(meta.file.tensor(theirs))[0]]
         for theirs, ours in LONGROPE.items()
     }
-    original = {"original_max_position_embeddings": _original(meta)}
-    return {"rope_type": "longrope"} | factors | original | _attention_factor(meta)
+    found = {"rope_type": "longrope", "original_max_position_embeddings": original(meta)}
+    return found | factors | _attention_factor(meta)
 
 
 def _llama3(meta: Metadata, theta: float, size: int, factors: np.ndarray) -> dict[str, Any]:
@@ -112,12 +116,12 @@ def _llama3(meta: Metadata, theta: float, size: int, factors: np.ndarray) -> dic
     the original ones were.
     """
     frequencies = Rope(theta=theta).turn(size).frequencies
-    for original in _ORIGINALS:
+    for length in _ORIGINALS:
         rope = dataclasses.replace(
             _LLAMA3,
             theta=theta,
             factor=float(factors.max()),
-            original_max_position_embeddings=original,
+            original_max_position_embeddings=length,
         )
         again = frequencies / rope.turn(size).frequencies
         if again.shape == factors.shape and np.allclose(again, factors, rtol=1e-4):
