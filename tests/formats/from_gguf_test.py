@@ -1,9 +1,5 @@
-"""GGUF files to Hugging Face folders, against transformers' own reading of the same files.
+"""GGUF files to Hugging Face folders, against transformers' own reading of the same files."""
 
-llama.cpp is not here: what its converter does to a model is written down in `written`.
-"""
-
-import copy
 import dataclasses
 import functools
 import json
@@ -31,6 +27,25 @@ from isara_jax.formats import pretrained, weights
 from isara_jax.formats.from_gguf import conversion, patterns, tokenizer
 from isara_jax.formats.from_gguf.file import GgufFile
 from isara_jax.text import reading
+from tests.gguf_files import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER,
+    Words,
+    add,
+    convert,
+    finish,
+    llamas_words,
+    metadata,
+    read_by_transformers,
+    rounded,
+    same_model,
+    tensors,
+    written,
+)  # fmt: skip
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
 SIZES = {
@@ -38,8 +53,6 @@ SIZES = {
     "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32,
     "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 50_000.0,
 }  # fmt: skip
-IDS = np.random.default_rng(0).integers(3, 320, (2, 11))
-NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 AWKWARD = (
     "", " ", "  ", " a", "  a", "a ", "a  ", "\n", "\n\n", "a\n\nb", "a \n b", "a\n\n1. b",
@@ -59,182 +72,12 @@ text = st.text(
 )
 
 
-# --- files as llama.cpp's converter writes them ------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Words:
-    """A vocabulary as a GGUF file holds it; `extra` is whatever else the tokenizer says."""
-
-    model: str
-    words: tuple
-    types: tuple
-    merges: tuple | None = None
-    scores: tuple | None = None
-    extra: dict = dataclasses.field(default_factory=dict)
-
-    def fields(self):
-        arrays = {
-            "tokens": self.words, "token_type": self.types, "merges": self.merges,
-            "scores": self.scores,
-        }  # fmt: skip
-        found = {f"ggml.{name}": list(value) for name, value in arrays.items() if value is not None}
-        return {
-            f"tokenizer.{name}": value
-            for name, value in ({"ggml.model": self.model} | found | self.extra).items()
-        }
-
-
-def llamas_words(n=326, **extra):
-    """A vocabulary in which every kind of token occurs."""
-    bytes_ = [f"<0x{b:02X}>" for b in range(256)]
-    pieces = ["▁", *"abcdefghij", "ab", "▁ab", "cd", "abcd"]
-    words = ["<unk>", "<s>", "</s>", *bytes_, *pieces]
-    types = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(pieces)
-    words += ["<|user|>", "  tab"]
-    types += [CONTROL, USER]
-    filled = range(len(words), n)
-    words += [f"[PAD{i}]" for i in filled]
-    types += [UNUSED] * len(filled)
-    scores = [0.0] * 259 + [-float(i) for i in range(len(words) - 259)]
-    extra = {
-        "ggml.bos_token_id": 1, "ggml.eos_token_id": 2, "ggml.unknown_token_id": 0,
-        "ggml.pre": "default",
-    } | extra  # fmt: skip
-    return Words("llama", tuple(words), tuple(types), scores=tuple(scores), extra=extra)
-
-
-def add(writer, name, value):
-    """One value of metadata, in the type that the converter gives it."""
-    if isinstance(value, bool):
-        writer.add_bool(name, value)
-    elif isinstance(value, int):
-        writer.add_uint32(name, value)
-    elif isinstance(value, float):
-        writer.add_float32(name, value)
-    elif isinstance(value, str):
-        writer.add_string(name, value)
-    else:
-        writer.add_array(name, value)
-
-
-def finish(writer):
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def turned(weight, n_heads):
-    """What the converter does to queries and keys (`LlamaModel.permute`)."""
-    halves = weight.reshape(n_heads, 2, weight.shape[0] // n_heads // 2, *weight.shape[1:])
-    return halves.swapaxes(1, 2).reshape(weight.shape)
-
-
-def packed(values, kind):
-    """Values as blocks; those of the K-quants, which the package does not pack, are made up."""
-    if kind not in (Type.Q4_K, Type.Q6_K):
-        return gguf.quantize(values, kind)
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    shape = (*values.shape[:-1], values.shape[-1] // block, size)
-    data = np.random.default_rng(values.size).integers(0, 256, shape, np.uint8)
-    for at in (0, 2) if kind == Type.Q4_K else (size - 2,):  # scales, which must be finite
-        data[..., at : at + 2] = np.asarray([0.002], np.float16).view(np.uint8)
-    return data.reshape(*values.shape[:-1], -1)
-
-
-def metadata(config):
-    """A LLaMA's, as the converter writes it."""
-    return {
-        "llama.block_count": config.num_hidden_layers,
-        "llama.context_length": config.max_position_embeddings,
-        "llama.embedding_length": config.hidden_size,
-        "llama.feed_forward_length": config.intermediate_size,
-        "llama.attention.head_count": config.num_attention_heads,
-        "llama.attention.head_count_kv": config.num_key_value_heads,
-        "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "llama.rope.freq_base": float(config.rope_parameters["rope_theta"]),
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.vocab_size": config.vocab_size,
-        "general.file_type": 0,
-    }
-
-
-def tensors(theirs):
-    """A torch LLaMA's under the names of GGUF."""
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, theirs.config.num_hidden_layers)
-    heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
-    for name, value in theirs.state_dict().items():
-        if name == "lm_head.weight" and theirs.config.tie_word_embeddings:
-            continue
-        stem, part = name.rsplit(".", 1)
-        ours, values = names.get_name(stem), value.float().numpy()
-        if field := heads.get(ours.rsplit(".", 1)[-1]):
-            values = turned(values, getattr(theirs.config, field))
-        yield f"{ours}.{part}", values
-
-
-def written(path, theirs, words=None, kind=Type.F32, changed=None, more=None):
-    """The GGUF file of a torch LLaMA.
-
-    `kind` is of matrices, or tells it by name; `changed` metadata replaces (None: removes) what is
-    there; `more` are further tensors.
-    """
-    writer = gguf.GGUFWriter(path, "llama")
-    fields = metadata(theirs.config) | (words or llamas_words()).fields() | (changed or {})
-    for name, value in fields.items():
-        if value is not None:
-            add(writer, name, value)
-    for name, values in tensors(theirs):
-        of = (kind(name) if callable(kind) else kind) if values.ndim == 2 else Type.F32
-        writer.add_tensor(name, packed(values, of), raw_dtype=of)
-    for name, values in (more or {}).items():
-        writer.add_tensor(name, values)
-    finish(writer)
-    return path
-
-
 llama = functools.partial(tiny.torch_llama, **SIZES)
-
-
-def rounded(model):
-    """The model, its weights (and not RoPE's frequencies) as bf16 holds them."""
-    with torch.no_grad():
-        for value in model.parameters():
-            value.copy_(value.bfloat16())
-    return model
 
 
 @pytest.fixture(scope="module")
 def theirs():
     return llama(tie_word_embeddings=False)
-
-
-def bits(tensor):
-    return tensor.detach().to(torch.bfloat16).contiguous().view(torch.int16).numpy()
-
-
-def read_by_transformers(path):
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    ).eval()
-
-
-def convert(path, folder):
-    conversion.convert(path, folder)
-    return folder
-
-
-def same_model(folder, reference):
-    """Bit by bit in bf16, and the logits of both in f32."""
-    again = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    found, wanted = again.state_dict(), reference.state_dict()
-    assert set(found) == set(wanted)
-    for name, value in wanted.items():
-        np.testing.assert_array_equal(bits(found[name]), bits(value), err_msg=name)
-    got = tiny.logits(*tiny.load(folder), IDS)
-    assert tiny.difference(got, tiny.torch_logits(rounded(copy.deepcopy(reference)), IDS)) < 1e-4
-    assert tiny.difference(got, tiny.torch_logits(again, IDS)) < 1e-4
 
 
 # --- weights and config ------------------------------------------------------------------------
@@ -410,10 +253,11 @@ def test_memory_is_a_few_rows(tmp_path):
 # --- tokenizers --------------------------------------------------------------------------------
 
 
-def tokenizer_of(words, folder):
-    """Our tokenizer of a file that holds nothing but `words`, and the file."""
+def tokenizer_of(words, folder, name="a model"):
+    """Our tokenizer of a file that holds nothing but `words` and a name, and the file."""
     path = folder / "words.gguf"
     writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(name)
     for name, value in words.fields().items():
         add(writer, name, value)
     finish(writer)
@@ -605,6 +449,41 @@ def test_sentencepiece_without_a_space_in_front(tmp_path):
     is_sentencepiece(path, tmp_path, **{"ggml.add_space_prefix": False})
 
 
+def test_sentencepiece_of_the_gemmas(tmp_path):
+    """Runs of white space and tags are tokens wherever they stand; there is no space in front."""
+    runs = [c * n for n in (2, 3, 5) for c in "\n\t▁"] + ["\n", "\t", "<h1>"]
+    path = trained(tmp_path, add_dummy_prefix=False, user_defined_symbols=runs)
+    model, words = pieces_of(path, **{"ggml.add_space_prefix": False})
+    user = set(map(model.piece_to_id, runs))
+    assert len(user) == len(runs) and 0 not in user
+    types = tuple(USER if i in user else kind for i, kind in enumerate(words.types))
+    # As the converter writes them.
+    spelled = tuple(w.replace("▁", " ") if i in user else w for i, w in enumerate(words.words))
+    ours, _ = tokenizer_of(dataclasses.replace(words, words=spelled, types=types), tmp_path)
+
+    @settings(max_examples=80, deadline=None)
+    @given(text)
+    def compare(one):
+        if not any(special in one for special in ("<s>", "</s>", "<unk>")):
+            assert ours.encode(one) == [1, *model.encode(one)]
+            assert ours.decode(model.encode(one)) == model.decode(model.encode(one))
+
+    compare()
+    for one in (*AWKWARD, "\n" * 13 + "x" + " " * 13 + "y", "a<h1>  b</h1>\n\n\t\t\tc"):
+        if "<s>" not in one and "▁" not in one:
+            assert ours.encode(one) == [1, *model.encode(one)], one
+
+
+def test_white_space_behind_special_tokens_of_phi3(tmp_path):
+    """Is left out, as in the published tokenizer; llama.cpp knows these models by their name."""
+    for name, kept in (("Phi 3.5", True), ("Phi-3 mini", False)):
+        (folder := tmp_path / name).mkdir()
+        ours, _ = tokenizer_of(llamas_words(), folder, name=name)
+        plain, spaced = ("<|user|>ab", "<|user|>\n ab")
+        assert (ours.encode(plain) != ours.encode(spaced)) is kept
+        assert ours.encode("<s>\nab") != ours.encode("<s>ab")
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the tokenizers are not here")
 def test_llama_2s_own_tokenizer(tmp_path):
     """32,000 pieces."""
@@ -676,10 +555,15 @@ WORDS = llamas_words()
 # What is changed in a good file, and words of the message.
 REFUSED = {
     "other architecture": (
-        {"changed": {"general.architecture": "qwen2"}}, "is 'qwen2'; supported: llama"),
+        {"changed": {"general.architecture": "mamba"}}, "is 'mamba'; supported: llama, qwen2"),
     "an adapter": ({"changed": {"general.type": "adapter"}}, "general.type is 'adapter'; a whole"),
     "experts": ({"changed": {"llama.expert_count": 8}}, "llama.expert_count is 8; it is not supp"),
-    "yarn": ({"changed": {"llama.rope.scaling.type": "yarn"}}, "rope.scaling.type is 'yarn'"),
+    "unknown scaling": (
+        {"changed": {"llama.rope.scaling.type": "ntk"}}, "rope.scaling.type is 'ntk'; supported"),
+    "half of yarn": (
+        {"changed": {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
+                     "llama.rope.scaling.yarn_ext_factor": 0.5}}, "yarn_ext_factor is 0.5; only 1"),
+    "windows": ({"changed": {"llama.attention.sliding_window": 64}}, "sliding_window is 64; it is"),
     "part of a head": ({"changed": {"llama.attention.key_length": 64}}, "dimension_count is 32"),
     "wide values": ({"changed": {"llama.attention.value_length": 64}}, "value_length is 64"),
     "not causal": ({"changed": {"llama.attention.causal": False}}, "only a causal model"),

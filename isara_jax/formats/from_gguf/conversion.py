@@ -24,6 +24,7 @@ from isara_jax.files import storage
 from isara_jax.formats import weights
 from isara_jax.formats.from_gguf import file as file_lib
 from isara_jax.formats.from_gguf import network, safetensors_writer, tokenizer
+from isara_jax.formats.from_gguf.architectures import Architecture
 from isara_jax.formats.from_gguf.file import GgufFile
 from isara_jax.models import families
 
@@ -48,7 +49,7 @@ def convert(path: pathlib.Path, output: pathlib.Path) -> list[pathlib.Path]:
     with storage.atomic_folder(output) as folder:
         file = GgufFile(path)
         architecture = network.of(file)
-        config = architecture.config(file)
+        config = network.config(architecture, file)
         tokens = tokenizer.read(file, config["max_position_embeddings"])
         sources = network.names(architecture, config, file)
         shapes = _shapes(file, config, sources, tokens)
@@ -104,7 +105,7 @@ def _check_room(output: pathlib.Path, shapes: dict[str, tuple[int, ...]]) -> Non
 
 
 def _rows(
-    file: GgufFile, name: str, architecture: network.Architecture, config: dict[str, Any]
+    file: GgufFile, name: str, architecture: Architecture, config: dict[str, Any]
 ) -> Iterator[np.ndarray]:
     """A tensor in bf16, a few rows at a time, in Hugging Face's order; `name` is GGUF's."""
     tensor = file.tensors[name]
@@ -114,7 +115,10 @@ def _rows(
     *_, width = file_lib.shape(tensor)
     step = max(1, _CHUNK_BYTES // (4 * width))
     for at in range(0, tensor.n_elements // width, step):
-        values = file_lib.rows(tensor, slice(at, at + step)).astype(jnp.bfloat16)
+        values = file_lib.rows(tensor, slice(at, at + step))
+        if added := network.added(architecture, name):
+            values = values - added  # before rounding: 1 + w has fewer digits of w
+        values = values.astype(jnp.bfloat16)
         if not np.isfinite(values).all():
             raise ValueError(
                 f"{file.path}: {name} holds infinities or NaNs: the file is damaged, or its "

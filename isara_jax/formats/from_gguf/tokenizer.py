@@ -22,6 +22,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # `tokenize
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # by HF's name, GGUF's
 _SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unk": 0}  # llama.cpp's, where a file says nothing
 _SPACE = "▁"
+_KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")  # behind them, in a Phi-3
 
 
 class Tokenizer(NamedTuple):
@@ -109,6 +110,9 @@ class _Vocabulary:
         default = _SENTENCEPIECE_IDS if kind == "llama" else {}
         found = {role: self._id(name, default.get(role)) for role, name in _ROLES.items()}
         self.ids = {role: i for role, i in found.items() if i is not None}
+        # As llama.cpp tells it: no field says that white space behind special tokens is left out.
+        name = file.get("general.name", str, "").lower()
+        self._phi3 = "phi-3" in name or "phi3" in name
 
     def _id(self, name: str, default: int | None) -> int | None:
         """The id of a special token; one outside the vocabulary, often 2**32 - 1, says none."""
@@ -128,7 +132,13 @@ class _Vocabulary:
         marked |= {*self.ids.values(), *self.ends()}
         chosen = marked if special else self.of_type(_USER_DEFINED) - marked
         return [
-            AddedToken(self.words[i], special=special, normalized=False) for i in sorted(chosen)
+            AddedToken(
+                word,
+                special=special,
+                normalized=False,
+                rstrip=self._phi3 and word not in _KEEP_SPACE,
+            )
+            for word in (self.words[i] for i in sorted(chosen))
         ]
 
     def of_type(self, kind: int) -> set[int]:
@@ -168,10 +178,14 @@ def _merges(file: GgufFile) -> list[tuple[str, str]] | None:
 
 
 def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
-    """SentencePiece's BPE as LLaMA 1 and 2 have it, and that it puts BOS in front."""
+    """SentencePiece's BPE as LLaMA 1 and 2 and the Gemmas have it, and that it puts BOS in front.
+
+    Runs of white space that are the user's tokens, as of the Gemmas, are found before anything else
+    and from the left, the longest first, as SentencePiece does; they stand in the file with spaces.
+    """
     for name in ("remove_extra_whitespaces", "normalizer.lowercase"):
         if file.get(f"tokenizer.ggml.{name}", bool, False):
-            file.fail(f"tokenizer.ggml.{name}", True, "only false, as of LLaMA, is supported")
+            file.fail(f"tokenizer.ggml.{name}", True, "only false is supported")
     scores = file.array("tokenizer.ggml.scores", float, len(vocabulary.words))
     merges = _merges(file)
     if scores is None and merges is None:
