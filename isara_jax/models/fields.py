@@ -5,6 +5,7 @@ nor the code that all its models share reads cannot change the logits there, so 
 and said. What they do read stands in a list below; a test goes through transformers' source.
 """
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -83,12 +84,19 @@ class Fields:
         self._left, self.source, self._family = dict(values), source, family
         self.length = values.get("max_position_embeddings")
         self._refused = set(REFUSED)
-        if self._left.get("auto_map"):
+        if self._left.get("auto_map") and not self._is_transformers_own(self._left.pop("auto_map")):
             self.fail(
-                "auto_map", self._left["auto_map"],
+                "auto_map", values["auto_map"],
                 f"code that comes with a model is never run; if this is a plain {family}, remove "
                 "the field",
             )  # fmt: skip
+
+    def _is_transformers_own(self, classes: Any) -> bool:
+        """Whether code that comes along is by its names what transformers has since: Phi-3's is."""
+        kind = re.escape(str(self._left.get("model_type")))
+        own = re.compile(rf"(.*--)?(configuration|modeling)_{kind}\.{kind}\w+", re.IGNORECASE)
+        named = classes.values() if isinstance(classes, dict) else [classes]
+        return all(isinstance(name, str) and own.fullmatch(name) for name in named)
 
     def take(self, name: str, *default: Any) -> Any:
         """The value of a field, which is then accounted for; null counts as absent.

@@ -233,6 +233,19 @@ def test_other_families_are_refused_by_name(name, why):
         families.from_hf({"model_type": name}, "config.json")
 
 
+def test_code_that_transformers_has_since_may_be_named():
+    """As in Phi-3's published files; it is not run, nor is any other code, which is refused."""
+    plain = transformers.AutoConfig.for_model("phi3").to_dict()
+    named = {
+        "AutoConfig": "configuration_phi3.Phi3Config",
+        "AutoModelForCausalLM": "microsoft/Phi-3-mini-4k-instruct--modeling_phi3.Phi3ForCausalLM",
+    }
+    assert families.from_hf(plain | {"auto_map": named}, "") == families.from_hf(plain, "")
+    for other in ("modeling_flash_phi3.Phi3ForCausalLM", "modeling_phi3.Own", None):
+        with pytest.raises(ValueError, match="auto_map is .*never run"):
+            families.from_hf(plain | {"auto_map": named | {"AutoModel": other}}, "")
+
+
 @pytest.mark.parametrize("field", WRONG)
 def test_what_changes_logits_is_refused_by_name(field):
     """Null and zero count where transformers counts them."""
