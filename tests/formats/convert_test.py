@@ -8,6 +8,7 @@ import gguf
 import pytest
 
 from isara_jax import config, convert
+from isara_jax.formats.from_gguf.architectures import ARCHITECTURES
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "b"]])
@@ -40,6 +41,7 @@ def test_a_mistake_is_one_line(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and not done.stdout
     assert done.stderr == (
-        f"isara_jax: {path}: general.architecture is 'bloom'; supported: llama\n"
+        f"isara_jax: {path}: general.architecture is 'bloom'; supported: "
+        f"{', '.join(ARCHITECTURES)}\n"
     )
     assert list(tmp_path.iterdir()) == [path]
