@@ -2,7 +2,8 @@
 
     python -m tests.devices.meshes_test FOLDER llama 1x1x1 8x1x1 1x8x1 1x1x8 2x2x2
 
-compares each mesh with the first, which the test does for some of them.
+compares each mesh with the first, which the test does for some of them; OLMo 3 asks for all that
+LLaMA does, and has windows and norms over heads besides.
 """
 
 import functools
@@ -142,7 +143,7 @@ def compare(folder, family, first, *others):
 
 @pytest.mark.parametrize(
     ("family", "meshes"),
-    [("llama", "1x1x1 2x2x2"), ("opt", "1x1x8 1x8x1"), ("olmo3", "1x1x1 2x2x2")],
+    [("olmo3", "1x1x1 2x2x2"), ("opt", "1x1x8 1x8x1")],
 )
 def test_every_mesh_gives_the_same_run(tmp_path, family, meshes):
     """Requests keyed by their number, exact gradients, checkpoints that know no mesh."""
