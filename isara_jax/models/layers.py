@@ -103,7 +103,7 @@ def rotate(x: jax.Array, positions: jax.Array, turn: Turn) -> jax.Array:
     angles = positions[..., None, None] * turn.frequencies
     cos, sin = (scaled(f(angles), turn.factor).astype(x.dtype) for f in (jnp.cos, jnp.sin))
     pairs = turn.frequencies.size
-    first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x[..., 2 * pairs :]
+    first, second, rest = jnp.split(x, [pairs, 2 * pairs], axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate([*turned, rest] if rest.size else turned, axis=-1)
 
