@@ -125,7 +125,8 @@ def from_hf(fields: Fields, size: int, theta: float = 10_000.0, *, phi3: bool = 
     given = _merged(places, fields.source)
     if phi3:
         original = fields.count("original_max_position_embeddings", 4096)
-        given["rope_type"] = _PHI3.get(given.get("rope_type", ""), given.get("rope_type"))
+        named = given.get("rope_type")
+        given["rope_type"] = _PHI3.get(named, named) if isinstance(named, str) else named
         if given["rope_type"] == "longrope":
             given["original_max_position_embeddings"] = original
         elif given["rope_type"] not in (None, "default"):
@@ -226,6 +227,9 @@ def _check(values: dict[str, Any], kind: str, pairs: int, source: str) -> None:
             raise ValueError(
                 f"{source}: rope type {kind!r}: {name} is {quoted(value)}; {rule} expected"
             )
+    above_one = {"yarn": "theta", "longrope": "original_max_position_embeddings"}.get(kind)
+    if above_one and values[above_one] <= 1:  # its logarithm divides
+        raise ValueError(f"{source}: rope type {kind!r}: {above_one} must be above 1")
     if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
         raise ValueError(f"{source}: rope: high_freq_factor must be above low_freq_factor")
 

@@ -246,6 +246,34 @@ def test_code_that_transformers_has_since_may_be_named():
             families.from_hf(plain | {"auto_map": named | {"AutoModel": other}}, "")
 
 
+ROPES = {
+    "a list": ("phi3", {"rope_type": ["su"]}, "default or longrope"),
+    "another of Phi-3": ("phi3", {"rope_type": "linear", "factor": 2.0}, "default or longrope"),
+    "too few factors": (
+        "phi3",
+        {"rope_type": "su", "short_factor": [1.0], "long_factor": [1.0]}, "a list of 48 numbers",
+    ),
+    "a logarithm of 1": (
+        "llama", {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0}, "theta must be above 1",
+    ),
+    "more than all": ("phi3", {"partial_rotary_factor": 1.5}, "partial_rotary_factor 1.5"),
+    "a part elsewhere": ("llama", {"partial_rotary_factor": 0.5}, "only 1"),
+    "no kind of layer": ("gemma3_text", {"rope_type": "linear"}, "full_attention and sliding"),
+    "two thetas": (
+        "olmo3", {"full_attention": {"rope_theta": 1e4}}, "say it in rope_parameters",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROPES)
+def test_wrong_ropes_are_named(case):
+    """In a line, by field and value, before anything is computed with them."""
+    family, given, said = ROPES[case]
+    plain = transformers.AutoConfig.for_model(family).to_dict() | {"rope_parameters": given}
+    with pytest.raises(ValueError, match=f"config.json: .*{said}"):
+        families.from_hf(plain, "config.json")
+
+
 @pytest.mark.parametrize("field", WRONG)
 def test_what_changes_logits_is_refused_by_name(field):
     """Null and zero count where transformers counts them."""
