@@ -30,6 +30,10 @@ class Model:
     path: str = "tiny_llama"  # tiny_llama, tiny_opt, a directory, or its URL
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: f32 on CPU, bf16 elsewhere
     bos: Literal["auto", "always", "never"] = "auto"  # before every text; auto: as it was trained
+    # Of questions and answers. chat: turns, as the model's own chat template writes them, with no
+    # system turn and no date; chat_with_system: with what the template inserts by itself (a day is
+    # always 26 July 2024).
+    template: Literal["plain", "chat", "chat_with_system"] = "plain"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,6 +359,10 @@ def _validate(c: Config) -> None:
     require(
         not c.train.init_adapter or c.train.trainable == "lora", "train.init_adapter",
         c.train.init_adapter, "needs train.trainable='lora'; export the adapter merged instead",
+    )  # fmt: skip
+    require(
+        c.model.template == "plain" or c.model.bos == "auto", "model.bos", c.model.bos,
+        f"config.model.template={c.model.template} says itself what texts begin with; use auto",
     )  # fmt: skip
     for name in c.evaluation.baselines:
         rule = f"choose among {', '.join(BASELINES)}{nearest(name, BASELINES)}"

@@ -52,6 +52,10 @@ _LOGPROBS = flags.DEFINE_bool("logprobs", False, "Add log-probabilities (natural
 _BOS = flags.DEFINE_enum(
     "bos", "auto", ["auto", "always", "never"], "With --chat: as model.bos of the run."
 )
+_TEMPLATE = flags.DEFINE_enum(
+    "template", "plain", ["plain", "chat", "chat_with_system"],
+    "With --chat: as model.template of the run.",
+)  # fmt: skip
 _SLOTS = flags.DEFINE_integer("slots", 16, "Sequences decoded at once.", 1)
 _DTYPE = flags.DEFINE_enum(
     "dtype", "auto", ["auto", "float32", "bfloat16"], "auto: f32 on a CPU, bf16 elsewhere."
@@ -69,7 +73,7 @@ def generate() -> None:
         _check_flags()
         mesh.check_platforms()
         job = (_Chat if _CHAT.value else _Lines)(
-            pretrained.read_language_model(_MODEL.value, _BOS.value)
+            pretrained.read_language_model(_MODEL.value, _BOS.value, _TEMPLATE.value)
         )
     job.run()
 
@@ -81,10 +85,13 @@ def _check_flags() -> None:
         raise config.UserError("give one of --prompt, --prompts and --chat")
     if _SEEDS.value and not _CHAT.value:
         raise config.UserError("--seeds are shown in the --chat; write them into the prompt itself")
-    if flags.FLAGS["bos"].present and not _CHAT.value:
-        raise config.UserError(
-            "--bos goes with --chat; prompts are tokenized as transformers does it"
-        )
+    for name in ("bos", "template"):
+        if flags.FLAGS[name].present and not _CHAT.value:
+            raise config.UserError(
+                f"--{name} goes with --chat; prompts are tokenized as transformers does it"
+            )
+    if _TEMPLATE.value != "plain" and _BOS.value != "auto":
+        raise config.UserError(f"--template={_TEMPLATE.value} says what texts begin with; drop --bos")
     if _LOGPROBS.value and _CHAT.value:
         raise config.UserError("--logprobs does not go with --chat; use --prompt or --prompts")
     if not _MAX_NEW_TOKENS.value and not _LOGPROBS.value:
@@ -172,7 +179,7 @@ class _Chat:
             _tell(f"{len(self._conversation.pairs)} of {len(pairs)} pairs fit and are shown")
         writer = completion.load(base, _ADAPTER.value, _DTYPE.value)
         # As in a run's answers: a model that does not end goes on with another header.
-        self._complete = _completer(writer, 1, *stops.ANSWER_STOPS)
+        self._complete = _completer(writer, 1, *stops.of_answer(base.vocabulary.form))
 
     def run(self) -> None:
         key = jax.random.key(_SEED.value)

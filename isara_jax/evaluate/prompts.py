@@ -64,7 +64,7 @@ def read(
     passed: dict[str, list[str]] = {}
     kept, spelled = [], {}
     texts = [prompt.text for prompt in found]
-    spellings = vocabulary.try_spellings(texts, tokens.IN_QUESTION)
+    spellings = vocabulary.try_spellings(texts, vocabulary.form.question)
     for prompt, one in zip(found, spellings, strict=True):
         if labelled and prompt.label not in (files.SAFE, files.UNSAFE):
             reason = f"labelled {prompt.label!r}" if prompt.label else "without a label"

@@ -15,7 +15,7 @@ from isara_jax.files import remote, storage
 from isara_jax.formats import weights
 from isara_jax.models import attention, decoder, families
 from isara_jax.models.network import DecoderConfig
-from isara_jax.text import reading, special_tokens, tokens
+from isara_jax.text import chat, reading, special_tokens, tokens
 
 _TESTBED = pathlib.Path(__file__).parents[1] / "testbed"
 BUNDLED = {name: _TESTBED / name for name in ("tiny_llama", "tiny_opt")}
@@ -89,12 +89,15 @@ def name_of(path: pathlib.Path) -> str:
     return str(path)
 
 
-def read(name: str, begin: special_tokens.Begin = "auto") -> Pretrained:
+def read(
+    name: str, begin: special_tokens.Begin = "auto", template: chat.Kind = "plain"
+) -> Pretrained:
     """Reads and checks everything but the weights.
 
     Args:
       name: a Hugging Face directory, here or at a URL, or the name of a bundled model.
       begin: whether texts begin with BOS, as `config.Model.bos` has it.
+      template: of questions and answers, as `config.Model.template` has it.
 
     Raises:
       ValueError: something is missing, damaged, not supported, or of another model.
@@ -106,13 +109,19 @@ def read(name: str, begin: special_tokens.Begin = "auto") -> Pretrained:
     ends = special_tokens.named_ends(path, network.vocab_size)
     tokenizer = reading.load(path)
     special = special_tokens.read(path, tokenizer, ends, begin)
-    vocabulary = tokens.Vocabulary(tokenizer, network.vocab_size, str(path), special)
+    of_model = (tokenizer, network.vocab_size, str(path))
+    if template == "plain":
+        return Pretrained(path, network, tokens.Vocabulary(*of_model, special))
+    vocabulary = tokens.Vocabulary(*of_model, *chat.read(tokenizer, special, str(path), template))
+    chat.check(vocabulary)
     return Pretrained(path, network, vocabulary)
 
 
-def read_language_model(name: str, begin: special_tokens.Begin = "auto") -> Pretrained:
+def read_language_model(
+    name: str, begin: special_tokens.Begin = "auto", template: chat.Kind = "plain"
+) -> Pretrained:
     """As `read`; a judge's head instead of a language model's is an error."""
-    found = read(name, begin)
+    found = read(name, begin, template)
     if found.network.n_labels:
         raise ValueError(
             f"{found.path}: a model that judges ({found.network.n_labels} outputs), not one that "

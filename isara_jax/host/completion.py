@@ -158,8 +158,7 @@ class Conversation:
         self.capacity = min(encoding.round_up(len(shown) + kept, _MULTIPLE), room)
 
     def _encode(self, question: str | None) -> list[int]:
-        (ids,) = self._vocabulary.plain([tokens.render(self.pairs, question)])
-        return [*self._vocabulary.begin, *ids]
+        return self._vocabulary.prompt(self.pairs, question)
 
     def prompt(self, question: str) -> list[int]:
         """Token ids of what `tokens.render` writes for a question.

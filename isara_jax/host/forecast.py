@@ -103,6 +103,8 @@ def _texts(vocabulary: tokens.Vocabulary) -> str:
         for ids in (vocabulary.begin, [vocabulary.eos], vocabulary.ends)
     )
     drawn = f"; {ends} end what is drawn" if ends != eos else ""
+    if vocabulary.form != tokens.PLAIN:
+        return f"stand in the model's chat template, end with {eos}{drawn}"
     return f"begin {f'with {begin}' if begin else 'without BOS'}, end with {eos}{drawn}"
 
 

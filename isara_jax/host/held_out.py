@@ -182,10 +182,11 @@ class HeldOut:
 
     def _answered(self, asked: Asked, trainable: lora.Trainable, how: int | None) -> Answered:
         questions, k = self._asked_with(asked.pairs, how)
-        texts = {}
+        vocabulary, texts = self._setup.base.vocabulary, {}
+        ended = stops.of_answer(vocabulary.form)
         for suffix, params in self._decoding.items():
             found = jax.device_get(self._exe.answer(trainable, questions, params, k, asked.of))
-            texts[suffix] = spelling.texts(self._setup.base.vocabulary, found, stops.ANSWER_STOPS)
+            texts[suffix] = spelling.texts(vocabulary, found, ended)
         return asked.judged(texts)
 
     def _outputs(self, answered: Answered) -> dict[str, list[dict[str, str]]]:

@@ -186,8 +186,9 @@ class History:
     def _samples(self, name: str, report: Report, ids: Sequence[str]) -> list[dict[str, Any]]:
         """Samples by the ids of the pool's rows, themselves called by `name`."""
         vocabulary = self._setup.base.vocabulary
-        questions = spelling.texts(vocabulary, report.question, stops.QUESTION_STOPS)
-        answers = spelling.texts(vocabulary, report.answer, stops.ANSWER_STOPS)
+        form = vocabulary.form
+        questions = spelling.texts(vocabulary, report.question, stops.of_question(form))
+        answers = spelling.texts(vocabulary, report.answer, stops.of_answer(form))
         return [
             {
                 "id": f"{name}-{index + 1}",

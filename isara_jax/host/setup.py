@@ -216,7 +216,12 @@ def read_base(c: config.Config) -> pretrained.Pretrained:
             f"config.model.path={c.model.path!r}: neither a directory nor a bundled model "
             f"({', '.join(pretrained.BUNDLED)}){config.nearest(c.model.path, names)}"
         )
-    base = pretrained.read_language_model(c.model.path, c.model.bos)
+    base = pretrained.read_language_model(c.model.path, c.model.bos, c.model.template)
+    if not c.question.show_answers and base.vocabulary.form.alone is None:
+        raise config.ConfigError(
+            "config.question.show_answers=False: the model's chat template has no place for "
+            "questions without answers; show them, or use --config.model.template=plain"
+        )
     if -c.retrieval.layer > base.network.n_layers:
         raise config.ConfigError(
             f"config.retrieval.layer={c.retrieval.layer}: the model has {base.network.n_layers} "
@@ -285,12 +290,13 @@ def _inputs(
     c: config.Config, vocabulary: tokens.Vocabulary, params: dict, initial: lora.Trainable | None
 ) -> Inputs:
     """What iterations read; all but the weights is still on the host."""
-    spelled, ends = vocabulary.bytes, vocabulary.ends
+    spelled, form = vocabulary.bytes, vocabulary.form
+    asked, answered = stops.of_question(form), stops.of_answer(form)
     return Inputs(
         base=params,
         initial=initial,
-        question_stops=stops.stop_table(spelled, ends, stops.QUESTION_STOPS),
-        answer_stops=stops.stop_table(spelled, ends, stops.ANSWER_STOPS),
+        question_stops=stops.stop_table(spelled, vocabulary.question_ends, asked),
+        answer_stops=stops.stop_table(spelled, vocabulary.ends, answered),
         hyper=Hyper.of(c),
     )
 

@@ -17,7 +17,7 @@ from isara_jax.method.program import Inputs, Program
 from isara_jax.method.state import Pool, Report, State
 from isara_jax.models import lora
 from isara_jax.sampler import decode, spelling
-from isara_jax.text import packing, stops, tokens
+from isara_jax.text import packing, stops
 
 
 def write_questions(p: Program, inputs: Inputs, state: State) -> tuple[spelling.Written, jax.Array]:
@@ -28,7 +28,8 @@ def write_questions(p: Program, inputs: Inputs, state: State) -> tuple[spelling.
         p.variables(inputs.base, state.trainable), prompts,
         keys.questions(inputs.hyper.seed, state.step), inputs.hyper.question, inputs.question_stops,
     )  # fmt: skip
-    written = p.settled(tokens.IN_QUESTION, stops.QUESTION_STOPS, generation)
+    form = p.template.form
+    written = p.settled(form.question, stops.of_question(form), generation)
     return written, jnp.sum(prompts.lengths)
 
 
@@ -59,7 +60,8 @@ def answer_questions(
         inputs.hyper.answer,
         inputs.answer_stops,
     )
-    answer = p.settled(tokens.IN_ANSWER, stops.ANSWER_STOPS, drawn)
+    form = p.template.form
+    answer = p.settled(form.answer, stops.of_answer(form), drawn)
     return Answered(answer, embedding, shown, jnp.sum(prompts.lengths))
 
 

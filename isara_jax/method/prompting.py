@@ -7,7 +7,7 @@ from isara_jax.method import embed, keys, retrieval
 from isara_jax.method.program import Inputs, Program
 from isara_jax.method.state import Pool, State
 from isara_jax.sampler import decode, sampling
-from isara_jax.text import packing, stops, tokens
+from isara_jax.text import packing, stops
 
 
 def distinct_rows(key: jax.Array, n: jax.Array, k: int) -> jax.Array:
@@ -48,7 +48,7 @@ def questions_alone(p: Program, pairs: packing.Pairs) -> packing.Part:
     bare = pairs.question.bare
     unfinished = jnp.full_like(bare.lengths, stops.UNFINISHED)
     as_drawn = decode.Generation(*bare, unfinished, score=None, drawn=None)
-    return p.settled(tokens.ALONE, (), as_drawn).text.joined
+    return p.settled(p.template.form.alone, (), as_drawn).text.joined
 
 
 def question_prompts(p: Program, inputs: Inputs, state: State) -> packing.Prompts:

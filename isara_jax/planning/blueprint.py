@@ -99,7 +99,10 @@ def of_shape(network: DecoderConfig) -> Base:
     """A network under a stand-in for its tokenizer, with a template as long as real ones."""
     template = packing.Template((1,), 2, (3, 4, 5), to_answer=3, to_question=5)
     return Base(
-        network, template, types.SimpleNamespace(bytes=[b"x"] * network.vocab_size, ends=(2,))
+        network, template,
+        types.SimpleNamespace(
+            bytes=[b"x"] * network.vocab_size, ends=(2,), question_ends=(2,)
+        ),
     )
 
 
@@ -145,7 +148,8 @@ def draw(c: config.Config, base: Base, devices: Sequence[jax.Device], layers: in
 
 
 def _inputs(c: config.Config, model: decoder.Decoder, base: Base, mesh: Mesh) -> Inputs:
-    spelled, ends = base.vocabulary.bytes, base.vocabulary.ends
+    vocabulary, spelled, form = base.vocabulary, base.vocabulary.bytes, base.template.form
+    asked, answered = stops.of_question(form), stops.of_answer(form)
     whole = mesh_lib.replicated(mesh)
     params = {
         path: placed(leaf, weights.sharding(model.config, path, leaf.shape, mesh))
@@ -156,8 +160,8 @@ def _inputs(c: config.Config, model: decoder.Decoder, base: Base, mesh: Mesh) ->
     others = Inputs(
         base=None,
         initial=adapter if c.train.init_adapter else None,
-        question_stops=stops.stop_table(spelled, ends, stops.QUESTION_STOPS),
-        answer_stops=stops.stop_table(spelled, ends, stops.ANSWER_STOPS),
+        question_stops=stops.stop_table(spelled, vocabulary.question_ends, asked),
+        answer_stops=stops.stop_table(spelled, vocabulary.ends, answered),
         hyper=Hyper.of(c),
     )
     return placed(others, whole)._replace(base=weights.unflatten(params))

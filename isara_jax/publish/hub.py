@@ -13,7 +13,6 @@ from isara_jax.files import storage
 from isara_jax.formats import adapters, pretrained, weights
 from isara_jax.models import families, lora
 from isara_jax.publish import card
-from isara_jax.text import special_tokens
 
 Format = Literal["peft", "merged"]
 
@@ -40,7 +39,7 @@ def export(
             raise config.UserError(
                 f"{workdir}: all weights were trained, so there is no adapter; use --format=merged"
             )
-        base = _base(model or c.model.path, c.model.bos)
+        base = _base(model or c.model.path, c.model)
         name = base_name or pretrained.name_of(base.path)
         with storage.atomic_folder(output) as folder:
             settings = None
@@ -80,13 +79,13 @@ def _finished(workdir: pathlib.Path) -> tuple[config.Config, dict[str, Any]]:
         raise config.UserError(f"{path}: of another version of isara_jax: {error}") from error
 
 
-def _base(name: str, bos: special_tokens.Begin) -> pretrained.Pretrained:
+def _base(name: str, how: config.Model) -> pretrained.Pretrained:
     path = pretrained.locate(name)
     if not path.is_dir():
         raise config.UserError(
             f"the base model {name!r} is not there; if it has moved, say where: --model=DIR"
         )
-    return pretrained.read_language_model(name, bos)
+    return pretrained.read_language_model(name, how.bos, how.template)
 
 
 def _load(base: pretrained.Pretrained) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from isara_jax.text import packing, tokens
+from isara_jax.shell.terminal import quoted
+from isara_jax.text import packing, stops, tokens
 
 
 def round_up(length: float, multiple: int) -> int:
@@ -69,7 +70,9 @@ def spell_pairs(
     pairs: Sequence[tuple[str, str]], vocabulary: tokens.Vocabulary, where: Callable[[str], str]
 ) -> Spelled:
     """Questions and answers as they stand in the template; an error names the pair."""
-    places = (tokens.IN_QUESTION, tokens.IN_ANSWER)
+    form = vocabulary.form
+    _check_headers(pairs, form, where)
+    places = (form.question, form.answer)
     parts = list(zip(*pairs, strict=True)) or [(), ()]
     try:
         found = [vocabulary.spellings(texts, at) for texts, at in zip(parts, places, strict=True)]
@@ -77,6 +80,25 @@ def spell_pairs(
         question = next(pair[0] for pair in pairs if error.text in pair)
         raise ValueError(f"{where(question)}: {error}") from error
     return list(zip(*found, strict=True))
+
+
+def _check_headers(
+    pairs: Sequence[tuple[str, str]], form: tokens.Form, where: Callable[[str], str]
+) -> None:
+    """Raises `ValueError` where a text holds what ends one in a chat's template.
+
+    The plain one's headers are refused where texts are read.
+    """
+    if form == tokens.PLAIN:
+        return
+    for pair in pairs:
+        for text, ended in zip(pair, (stops.of_question(form), stops.of_answer(form)), strict=True):
+            for stop in ended:
+                if stop.before(text.encode()) != text.encode():
+                    raise ValueError(
+                        f"{where(pair[0])}: found {stop.text!r} in {quoted(text)}, which ends a "
+                        "text in the model's chat template; write it otherwise"
+                    )
 
 
 def sizes(spelled: Spelled, template: packing.Template) -> np.ndarray:

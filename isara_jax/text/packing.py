@@ -63,11 +63,12 @@ class Template(NamedTuple):
     """What does not depend on the texts, as Python values: constants of the program.
 
     Attributes:
-      bos: what begins a text: one token, or none.
+      bos: what begins a text: one token, or none; more under a chat's template.
       eos: what ends it.
       start: the first question's header.
       to_answer: tokens of the seam behind a question, as a rule.
-      to_question: of the seam behind an answer.
+      to_question: of the seam behind an answer, or behind a question that stands alone.
+      form: the template as text.
     """
 
     bos: tuple[int, ...]
@@ -75,18 +76,26 @@ class Template(NamedTuple):
     start: tuple[int, ...]
     to_answer: int
     to_question: int
+    form: tokens.Form = tokens.PLAIN
 
     @classmethod
     def of(cls, vocabulary: tokens.Vocabulary) -> "Template":
-        (start,) = vocabulary.plain([tokens.QUESTION])
-        places = (tokens.IN_QUESTION, tokens.IN_ANSWER)
-        (asked,), (answered,) = (vocabulary.spellings(["a"], place) for place in places)
+        form, start = vocabulary.form, vocabulary.head(vocabulary.form.question)
+
+        def seam(place: tokens.Place) -> int:
+            ((bare, joined),) = vocabulary.spellings(["a"], place)
+            return len(joined) - len(bare)
+
+        to_question = max(seam(place) for place in (form.answer, form.alone) if place)
+        # Before later questions there is no more than that.
+        first = max(len(start) - to_question, 0)
         return cls(
-            vocabulary.begin,
-            vocabulary.eos,
-            tuple(start),
-            len(asked.joined) - len(asked.bare),
-            len(answered.joined) - len(answered.bare),
+            bos=(*vocabulary.begin, *start[:first]),
+            eos=vocabulary.eos,
+            start=tuple(start[first:]),
+            to_answer=seam(form.question),
+            to_question=to_question,
+            form=form,
         )
 
     @property
@@ -100,7 +109,7 @@ class Template(NamedTuple):
 
     def seam(self, place: tokens.Place) -> int:
         """Tokens that `place` puts behind a text, as a rule."""
-        return self.to_answer if place.seam == tokens.IN_QUESTION.seam else self.to_question
+        return self.to_answer if place.seam == self.form.question.seam else self.to_question
 
 
 def concatenate(parts: list[Part], capacity: int) -> Part:
@@ -192,7 +201,7 @@ def no_demonstrations(rows: int) -> tuple[Part, jax.Array]:
 def training_sequences(
     template: Template, pairs: Pairs, capacity: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    r"""`Question: q\nAnswer: a` with BOS, if the model has one, and EOS.
+    r"""`Question: q\nAnswer: a` with BOS, if the model has one, and EOS; or as chats have it.
 
     Returns:
       ids `[N, capacity]`, lengths `[N]`, and `[N]` where the answer begins: the loss is on it and

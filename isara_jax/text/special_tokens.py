@@ -5,7 +5,8 @@ Published folders speak of it in several places that need not agree:
 | question | answered by |
 |---|---|
 | which token ends a text | the tokenizer; `tokenizer.model`; config.json; generation_config.json |
-| which others end one, too | config.json and generation_config.json, each if it names that token |
+| which others end one, too | config.json and generation_config.json, each if it names that token; |
+| | a list of several in generation_config.json in any case |
 | does a text begin with BOS | what the tokenizer puts first; `add_bos_token`; else its kind |
 
 Where the tokenizer's files do not say, SentencePiece's models (LLaMA 1 and 2) and OPT were trained
@@ -77,11 +78,15 @@ def read(
       ValueError: no end is named, or there is no BOS to begin with.
     """
     eos = _eos(tokenizer, str(directory))
-    agreeing = {name: ids for name, ids in named.items() if eos in ids}
+    # A list of several in generation_config.json is where transformers' `generate` stops: all ends.
+    agreeing = {
+        name: ids for name, ids in named.items()
+        if eos in ids or (name == "generation_config.json" and len(ids) > 1)
+    }  # fmt: skip
     if "generation_config.json" not in agreeing and len(agreeing) < len(named):
         _tell_of_ends(directory, tokenizer, eos, {n: named[n] for n in named if n not in agreeing})
     ends = tuple(sorted({eos}.union(*agreeing.values())))
-    _make_special(tokenizer, ends)
+    make_special(tokenizer, ends)
     return SpecialTokens(_bos(directory, tokenizer, begin), eos, ends)
 
 
@@ -139,8 +144,11 @@ def _tell_of_ends(
     )
 
 
-def _make_special(tokenizer: PreTrainedTokenizerBase, ids: Collection[int]) -> None:
-    """Tokens that were only added, as fine-tunes add theirs, would be read in anybody's text."""
+def make_special(tokenizer: PreTrainedTokenizerBase, ids: Collection[int]) -> None:
+    """Makes tokens special that were only added, as fine-tunes add theirs.
+
+    They would else be read in anybody's text.
+    """
     added = tokenizer.added_tokens_decoder
     plain = [added[i] for i in ids if i in added and not added[i].special]
     tokenizer.add_tokens(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from isara_jax.text import tokens
+from isara_jax.text import marked, tokens
 
 UNFINISHED, AT_EOS, AT_STOP = -2, -1, 0  # how a text ended; AT_STOP + i: by the i-th stop
 _NEWLINE, _BLANK = frozenset(b"\n"), frozenset(b" \t\n\r\v\f")
@@ -41,8 +41,32 @@ class Stop(NamedTuple):
         return text
 
 
-QUESTION_STOPS = (Stop(tokens.ANSWER, True), Stop(tokens.QUESTION, True))
-ANSWER_STOPS = QUESTION_STOPS[::-1]
+def of_question(form: tokens.Form) -> tuple[Stop, ...]:
+    """The strings that end a question: the header that follows it, then the other one.
+
+    None where a special token stands between, which ends the text by itself.
+    """
+    return _of(form, form.question, form.answer)
+
+
+def of_answer(form: tokens.Form) -> tuple[Stop, ...]:
+    """As `of_question`, of an answer."""
+    return _of(form, form.answer, form.question)
+
+
+def _of(form: tokens.Form, *places: tokens.Place) -> tuple[Stop, ...]:
+    own, other = (_first(form, place.seam) for place in places)
+    return tuple(filter(None, dict.fromkeys((own, other)))) if own else ()
+
+
+def _first(form: tokens.Form, seam: str) -> Stop | None:
+    """What stands behind a text, before a special token; None if that is nothing."""
+    text = marked.pattern(form.special).split(seam)[0]
+    blank = text[: len(text) - len(text.lstrip())]
+    return Stop(text.strip(), "\n" in blank) if text.strip() else None
+
+
+QUESTION_STOPS, ANSWER_STOPS = of_question(tokens.PLAIN), of_answer(tokens.PLAIN)
 
 
 class StopTable(NamedTuple):
