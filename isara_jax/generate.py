@@ -91,7 +91,9 @@ def _check_flags() -> None:
                 f"--{name} goes with --chat; prompts are tokenized as transformers does it"
             )
     if _TEMPLATE.value != "plain" and _BOS.value != "auto":
-        raise config.UserError(f"--template={_TEMPLATE.value} says what texts begin with; drop --bos")
+        raise config.UserError(
+            f"--template={_TEMPLATE.value} says what texts begin with; drop --bos"
+        )
     if _LOGPROBS.value and _CHAT.value:
         raise config.UserError("--logprobs does not go with --chat; use --prompt or --prompts")
     if not _MAX_NEW_TOKENS.value and not _LOGPROBS.value:

@@ -171,7 +171,7 @@ def copy_tokenizer(base: Pretrained, folder: pathlib.Path) -> None:
     Its files, not what transformers 5 would save: that names classes that older versions do not
     know.
     """
-    copy_files(base.path, folder, *reading.FILES)
+    copy_files(base.path, folder, *reading.names(base.path))
     special_tokens.mend(folder, base.vocabulary.tokenizer)
     path = folder / "tokenizer_config.json"
     fields = storage.read_json(path) if path.exists() else {}
@@ -186,4 +186,5 @@ def copy_files(source: pathlib.Path, folder: pathlib.Path, *names: str) -> None:
     """Copies those of the files that are there, following links as `storage.followed` allows."""
     for name in names:
         if (source / name).exists():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(storage.followed(source, source / name), folder / name)

@@ -91,10 +91,13 @@ def _cure(name: str, report: Report, rows: np.ndarray, c: Config) -> str:
                 f"seeds that are more alike in length, or show more of them ({field}.k="
                 f"{getattr(c, stage).k})"
             )
+        other = "of a chat model use its template (config.model.template=chat)"
+        if c.model.template != "plain":
+            other = "try config.model.template=plain"
         return (
             "they ended where the template does not; the model does not follow it: show more "
             f"examples ({field}.k={getattr(c, stage).k}), lower {field}.sampling.temperature, or "
-            "take a base model in place of a chat model"
+            f"{other}"
         )
     if fault == "unspellable":
         return (

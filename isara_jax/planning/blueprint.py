@@ -99,10 +99,9 @@ def of_shape(network: DecoderConfig) -> Base:
     """A network under a stand-in for its tokenizer, with a template as long as real ones."""
     template = packing.Template((1,), 2, (3, 4, 5), to_answer=3, to_question=5)
     return Base(
-        network, template,
-        types.SimpleNamespace(
-            bytes=[b"x"] * network.vocab_size, ends=(2,), question_ends=(2,)
-        ),
+        network,
+        template,
+        types.SimpleNamespace(bytes=[b"x"] * network.vocab_size, ends=(2,), question_ends=(2,)),
     )
 
 

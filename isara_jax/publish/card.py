@@ -21,7 +21,7 @@ from isara_jax.formats import pretrained, weights
 from isara_jax.models import lora as lora_lib
 from isara_jax.report import table
 from isara_jax.shell import terminal
-from isara_jax.text import tokens
+from isara_jax.text import rendering, tokens
 
 PAPER = "2401.06785"
 # What vLLM's --max-lora-rank may be (vllm/config/lora.py, MaxLoRARanks; newer ones take 1 too).
@@ -289,11 +289,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({folder})
 {load}
-prompt = {prompt}
-inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
-output = model.generate(inputs.input_ids, max_new_tokens=100, do_sample=False)
+{prompt}
+output = model.generate(inputs.input_ids, max_new_tokens=100, do_sample=False{ends})
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 ```"""
+
+
+_PROMPT = """\
+prompt = {}
+inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")"""
+_MESSAGES = """\
+messages = [{{"role": "user", "content": {}}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)"""
+_ASKED = "Why is the sky blue?"
 
 
 def _loading(about: About) -> str:
@@ -305,18 +315,44 @@ def _loading(about: About) -> str:
             f'base = AutoModelForCausalLM.from_pretrained({base}, dtype="auto")\n'
             f"model = PeftModel.from_pretrained(base, {folder})"
         )
+    how, prompt, ends = (_turns if about.config.model.template != "plain" else _plain)(about)
+    code = _PYTHON.format(
+        imports=imports, folder=folder, load=load, prompt=prompt, ends=ends
+    ).replace("```python\n\n", "```python\n")
+    return f"{how}\n\n{code}"
+
+
+def _turns(about: About) -> tuple[str, str, str]:
+    """As `_plain`, of a chat's template."""
+    vocabulary = about.base.vocabulary
+    inserted = ""
+    if about.config.model.template == "chat_with_system":
+        inserted = (
+            " What the template puts first by itself was part of it; where that names a day, it "
+            f"was {rendering.DAY:%d %B %Y}."
+        )
+    end = vocabulary.tokenizer.convert_ids_to_tokens(vocabulary.eos)
+    return (
+        "It was trained on questions and answers in the tokenizer's own chat template, and on "
+        f"nothing else: a prompt is a user's turn, the answer ends with {_code(end)}. "
+        f"Question–answer pairs may stand before it, as earlier turns.{inserted}",
+        _MESSAGES.format(_quoted(_ASKED)),
+        f", eos_token_id={list(vocabulary.ends)}",
+    )
+
+
+def _plain(about: About) -> tuple[str, str, str]:
+    """How to ask in words, the lines that make `inputs`, and what else `generate` is told."""
     vocabulary = about.base.vocabulary
     begin = "".join(vocabulary.tokenizer.convert_ids_to_tokens(list(vocabulary.begin)))
-    code = _PYTHON.format(
-        imports=imports, folder=folder, load=load,
-        prompt=_quoted(begin + tokens.render([], "Why is the sky blue?")),
-    ).replace("```python\n\n", "```python\n")  # fmt: skip
     return (
         "It was trained on questions and answers in one template, and on nothing else: a prompt "
         f"is {'the start token and ' if begin else ''}the lines below, the answer ends with the "
         "end token. "
         f"Question–answer pairs may stand before it, each followed by {_quoted(tokens.SEPARATOR)}, "
-        f"as examples.\n\n{code}"
+        f"as examples.",
+        _PROMPT.format(_quoted(begin + tokens.render([], _ASKED))),
+        "",
     )
 
 

@@ -31,10 +31,13 @@ _SHOWN = 120  # characters of what a template inserts
 # Conversations that the pieces are tried on: of several scripts, lines, and ends that merge.
 _TRIED = (
     ("Why is the sky blue?", "Air scatters blue light more than red."),
-    ("a", "1. One\n2. Two\n\n* three"), ("What is 7 * 6", "42"), ("¿Qué es «esto»?", "Nada…"),
-    ("漢字は何ですか。", "文字です"), ("def f(x):\n    return x", "It returns `x`:\n\n    f(1)  # 1"),
+    ("a", "1. One\n2. Two\n\n* three"),
+    ("What is 7 * 6", "42"),
+    ("¿Qué es «esto»?", "Nada…"),
+    ("漢字は何ですか。", "文字です"),
+    ("def f(x):\n    return x", "It returns `x`:\n\n    f(1)  # 1"),
     ("Tell me: yes or no?", '"No!" 😀'),
-)  # fmt: skip
+)
 _LAST = "And then?"
 
 
@@ -112,7 +115,9 @@ def check(vocabulary: tokens.Vocabulary) -> None:
     kept = [i for i, pair in enumerate(zip(*spelled, strict=True)) if all(pair)]
     (last,) = vocabulary.try_spellings([_LAST], form.question)
     if not kept or last is None:
-        raise ValueError(_refused(vocabulary.source, "has headers that the tokenizer joins to texts"))
+        raise ValueError(
+            _refused(vocabulary.source, "has headers that the tokenizer joins to texts")
+        )
     ours = vocabulary.head(form.question)
     ours += [token for i in kept for part in spelled for token in part[i].joined] + last.joined
     text = tokens.render([_TRIED[i] for i in kept], _LAST, form)
@@ -205,8 +210,8 @@ def _check_inserted(pieces: list[str], names: Sequence[str], day: bool, source: 
     also = f" and asks for the day, which would be {rendering.DAY:%d %B %Y}" if day else ""
     raise config.ConfigError(
         f"config.model.template='chat': {source}: its chat template begins with "
-        f"{terminal.quoted(''.join(first), _SHOWN)}{also}; prompts hold demonstrations and nothing else, so say so "
-        "aloud, --config.model.template=chat_with_system, or use plain"
+        f"{terminal.quoted(''.join(first), _SHOWN)}{also}; prompts hold demonstrations and nothing "
+        "else, so say so aloud, --config.model.template=chat_with_system, or use plain"
     )
 
 

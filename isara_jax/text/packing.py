@@ -63,9 +63,9 @@ class Template(NamedTuple):
     """What does not depend on the texts, as Python values: constants of the program.
 
     Attributes:
-      bos: what begins a text: one token, or none; more under a chat's template.
+      bos: what begins a text: one token, or none.
       eos: what ends it.
-      start: the first question's header.
+      start: the first question's header; of a chat's template all before a question.
       to_answer: tokens of the seam behind a question, as a rule.
       to_question: of the seam behind an answer, or behind a question that stands alone.
       form: the template as text.
@@ -80,21 +80,18 @@ class Template(NamedTuple):
 
     @classmethod
     def of(cls, vocabulary: tokens.Vocabulary) -> "Template":
-        form, start = vocabulary.form, vocabulary.head(vocabulary.form.question)
+        form = vocabulary.form
 
         def seam(place: tokens.Place) -> int:
             ((bare, joined),) = vocabulary.spellings(["a"], place)
             return len(joined) - len(bare)
 
-        to_question = max(seam(place) for place in (form.answer, form.alone) if place)
-        # Before later questions there is no more than that.
-        first = max(len(start) - to_question, 0)
         return cls(
-            bos=(*vocabulary.begin, *start[:first]),
+            bos=vocabulary.begin,
             eos=vocabulary.eos,
-            start=tuple(start[first:]),
+            start=tuple(vocabulary.head(form.question)),
             to_answer=seam(form.question),
-            to_question=to_question,
+            to_question=max(seam(place) for place in (form.answer, form.alone) if place),
             form=form,
         )
 
@@ -105,7 +102,8 @@ class Template(NamedTuple):
 
     def overhead(self, k: int) -> int:
         """Tokens of a prompt with k demonstrations that are neither question nor answer."""
-        return len(self.bos) + (k + 1) * self.pair
+        first = max(len(self.start) - self.to_question, 0)
+        return len(self.bos) + first + (k + 1) * self.pair
 
     def seam(self, place: tokens.Place) -> int:
         """Tokens that `place` puts behind a text, as a rule."""

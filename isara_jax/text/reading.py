@@ -3,7 +3,7 @@
 transformers reads what a folder's files name, also outside of it (`fast_tokenizer_files`), and
 hands them to native code. So it is shown another folder: with links to those files of `FILES` that
 are ordinary, of a likely size and tried (`trial`), and with settings that name no file. Nothing
-that comes with a model is run: neither code, nor a chat's template, which is only copied.
+that comes with a model is run here: neither code, nor a chat's template (`text.chat`).
 """
 
 import functools
@@ -28,6 +28,7 @@ FILES = {
     "added_tokens.json": storage.MOST_JSON, "chat_template.jinja": storage.MOST_JSON,
     "chat_template.json": storage.MOST_JSON,
 }  # fmt: skip
+_TEMPLATES = "additional_chat_templates"  # a folder of them, by name
 # The files that one is read from: any of these.
 _KINDS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 _TRIED = ("tokenizer.json", "tokenizer.model")
@@ -60,9 +61,22 @@ def load(directory: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
         return _read(room, directory)
 
 
+def names(directory: pathlib.Path) -> dict[str, int]:
+    """What the directory's tokenizer may consist of: `FILES`, and more templates of chats.
+
+    Raises:
+      ValueError: their folder is a link, which may lead anywhere.
+    """
+    folder = directory / _TEMPLATES
+    if folder.is_symlink():
+        raise ValueError(f"{folder}: found a link, expected a folder; copy the folder there")
+    more = sorted(path.name for path in folder.glob("*.jinja"))
+    return FILES | {f"{_TEMPLATES}/{name}": storage.MOST_JSON for name in more}
+
+
 def check_files(directory: pathlib.Path) -> None:
     """Raises `ValueError` where a file of a tokenizer is a wrong link, a device, or too large."""
-    for name, most in FILES.items():
+    for name, most in names(directory).items():
         if storage.followed(directory, directory / name).exists():
             storage.ordinary(directory / name, most)
 
@@ -84,7 +98,7 @@ def _try(path: pathlib.Path) -> None:
 
 def _furnish(room: pathlib.Path, directory: pathlib.Path) -> None:
     """Puts into an empty folder what transformers may read."""
-    for name in (_CONFIG, *FILES):
+    for name in (_CONFIG, *names(directory)):
         path = directory / name
         if not path.exists():
             continue
@@ -93,6 +107,7 @@ def _furnish(room: pathlib.Path, directory: pathlib.Path) -> None:
             kept = {k: v for k, v in fields.items() if k not in _NAMING and not _names_file(k)}
             storage.write_json(room / name, kept)
         else:
+            (room / name).parent.mkdir(exist_ok=True)
             (room / name).symlink_to(path.resolve())
 
 

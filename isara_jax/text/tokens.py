@@ -1,8 +1,10 @@
 r"""Text to tokens and back, on the host: the template and the vocabulary.
 
-A `Form` is a template as text: ours, `PLAIN`, or a chat model's own (`text.chat`). A prompt is a series of demonstrations and the start of one more, and holds nothing else:
+A prompt is a series of demonstrations and the start of one more, and holds nothing else:
 
     Question: {q}\nAnswer: {a}\n\nQuestion: {q}\nAnswer: {a}\n\nQuestion: {q}\nAnswer:
+
+That is the `PLAIN` form; a chat model's own is another (`text.chat`), of which the same holds.
 
 Token space is entered text by text, each encoded with what stands before and behind it, so that
 prompts packed on the device by concatenation (`packing`) are, id for id, what the tokenizer makes
@@ -15,7 +17,7 @@ Text that looks like more than text cannot end an answer early:
 
 | looks like | what happens |
 |---|---|
-| a special token ("</s>"), also one of the form | spelled with ordinary tokens, never packed as the token |
+| a special token ("</s>") | spelled with ordinary tokens, never packed as the token |
 | a header inside a line ("see Question: 3") | text like any other |
 | a header at the start of a line | refused where seeds are read (`tasks.files`) |
 | either, while generated | special tokens but EOS are never drawn; the stop string ends the text |
