@@ -55,7 +55,11 @@ def _render(given: dict[str, Any], conversation: dict[str, Any]) -> str | dict[s
     return text
 
 
+def rendered(given: dict[str, Any]) -> dict[str, Any]:
+    """What is written, of what is read."""
+    texts = [_render(given, conversation) for conversation in given["conversations"]]
+    return {"texts": texts, "day": _Clock.asked}
+
+
 if __name__ == "__main__":
-    found = json.load(sys.stdin)
-    texts = [_render(found, conversation) for conversation in found["conversations"]]
-    json.dump({"texts": texts, "day": _Clock.asked}, sys.stdout)
+    json.dump(rendered(json.load(sys.stdin)), sys.stdout)
