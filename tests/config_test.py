@@ -68,6 +68,16 @@ def test_bad_values_are_refused_by_name(field, value, message):
     assert message in str(error.value)
 
 
+def test_a_chat_template_says_itself_what_begins_a_text():
+    """BOS asked for beside a template would be written twice, or not at all."""
+    values = config.default()
+    values.model.template, values.model.bos = "chat", "always"
+    with pytest.raises(
+        config.ConfigError, match="config.model.bos='always': config.model.template"
+    ):
+        config.resolve(values)
+
+
 def test_unknown_fields_are_refused_with_the_nearest_name():
     """A misspelt field would otherwise be silently without effect."""
     values = config.default()

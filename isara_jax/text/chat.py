@@ -26,7 +26,7 @@ from isara_jax.text import marked, rendering, special_tokens, tokens
 
 Kind = Literal["plain", "chat", "chat_with_system"]
 _MARKERS = [f"zq{n}vx{n}zq" for n in range(5)]
-_SECONDS, _MEMORY = 20, 4 << 30  # what rendering may take; real templates: 2 s, all of imports
+_SECONDS, _MEMORY = 20, 2 << 30  # what rendering may take; real templates: 2 s, all of imports
 _SHOWN = 120  # characters of what a template inserts
 # Conversations that the pieces are tried on: of several scripts, lines, and ends that merge.
 _TRIED = (

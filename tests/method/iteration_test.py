@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import shutil
 
 import jax
 import numpy as np
 import pytest
+import transformers
 
 from isara_jax import config
 from isara_jax.devices import compilation_cache
@@ -16,7 +18,7 @@ from isara_jax.method import accept, iteration, prompting
 from isara_jax.method.program import Hyper
 from isara_jax.method.progress import Progress
 from isara_jax.sampler import spelling
-from isara_jax.text import stops, tokens
+from isara_jax.text import packing, stops, tokens
 
 SAMPLES, SEEDS = 16, 8
 
@@ -121,6 +123,44 @@ def test_the_pool_grows_by_what_was_accepted(default):
     norms = np.linalg.norm(pool.embedding, axis=1)
     np.testing.assert_allclose(norms, 1.0, atol=1e-5)
     np.testing.assert_allclose(pool.embedding[:SEEDS].mean(axis=0), 0, atol=0.3)
+
+
+TURNS = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} "
+    "{{ m.content }}</s>{% endif %}{% endfor %}"
+)
+
+
+def test_a_chats_pool_is_what_the_tokenizer_renders(random_model, prepare, tmp_path):
+    """Seeds and what was drawn, packed as turns of the model's own template."""
+    folder = shutil.copytree(random_model, tmp_path / "chat")
+    (folder / "chat_template.jinja").write_text(TURNS)
+    s = prepare(model__path=str(folder), model__template="chat", question__k=1)
+    exe, state, (report,) = iterate(s)
+    vocabulary, tokenizer = s.base.vocabulary, transformers.AutoTokenizer.from_pretrained(folder)
+    form = vocabulary.form
+    questions = spelling.texts(vocabulary, report.question, stops.of_question(form))
+    answers = spelling.texts(vocabulary, report.answer, stops.of_answer(form))
+    pairs = [(seed.question, seed.answer) for seed in s.task.seeds] + [
+        (q, a) for q, a, why in zip(questions, answers, report.reason, strict=True) if why == 0
+    ]
+    assert len(pairs) == state.pool.count > SEEDS
+    head, template = vocabulary.head(form.question), exe.program.template
+    fitted = packing.training_sequences(template, state.pool.pairs, s.program.sizes.sequence)
+    shown = prompting.demonstrations(exe.program, state.pool.pairs)
+    for row, pair in enumerate(pairs):
+        turns = [
+            {"role": r, "content": t} for r, t in zip(("user", "assistant"), pair, strict=True)
+        ]
+        theirs = tokenizer.apply_chat_template(turns, return_dict=False)
+        ids, length, begin = (np.asarray(part)[row] for part in fitted)
+        assert ids[:length].tolist() == theirs
+        assert theirs[:begin] == tokenizer.apply_chat_template(turns[:1], return_dict=False)
+        ids, length = (np.asarray(part)[row] for part in shown)
+        whole = head + ids[:length].tolist()
+        assert whole[: len(theirs)] == theirs  # up to the next turn's header
+        following = tokenizer.apply_chat_template([*turns, *turns], return_dict=False)
+        assert following[: len(whole)] == whole
 
 
 def test_staged_equals_fused(default, prepare):

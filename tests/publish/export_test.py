@@ -352,6 +352,27 @@ def test_the_cards_example_runs(exported, family, form):
     assert shown.getvalue().startswith("Question: Why is the sky blue?\nAnswer:")
 
 
+def test_the_card_of_a_chat_asks_in_its_template(exported, tmp_path):
+    """The template goes with the result, and the example renders a turn by it."""
+    e = exported["llama"]
+    base, workdir = (shutil.copytree(p, tmp_path / p.name) for p in (e.base, e.workdir))
+    template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}</s>{% endfor %}"
+    template += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    (base / "chat_template.jinja").write_text(template)
+    fields = storage.read_json(workdir / "config.json")
+    fields["model"] |= {"template": "chat", "path": str(base)}
+    storage.write_json(workdir / "config.json", fields)
+    hub.export(workdir, "merged", tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == template
+    card_text = (tmp_path / "out" / "README.md").read_text()
+    assert "the answer ends with `</s>`" in card_text
+    (code,) = re.findall("```python\n(.*?)```", card_text, re.DOTALL)
+    code = code.replace("path/to/out", str(tmp_path / "out"))
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        exec(code, {})
+    assert shown.getvalue().startswith("<user> Why is the sky blue?<assistant>")
+
+
 @pytest.mark.parametrize(
     ("files", "expected", "said"),
     [

@@ -78,8 +78,10 @@ STYLES = {
     "one token": (_ONE_TOKEN, ("<U>", "<A>"), (), "<A>", "</s>"),
 }  # fmt: skip
 PAIRS = [
-    ("Why is the sky blue?", "Cold scatters.\n\nBlue most."), ("a", "abc!"), ("née ab.", "- the\n- ab"),
-]  # fmt: skip
+    ("Why is the sky blue?", "Cold scatters.\n\nBlue most."),
+    ("a", "abc!"),
+    ("née ab.", "- the\n- ab"),
+]
 ASKED = "the ab?"
 ROOM = 64
 
@@ -258,20 +260,34 @@ def test_what_a_template_inserts_must_be_asked_for(here, inserted, said, shown):
         ("{% for", "refuses .*by turns"),
         ("{{ raise_exception('No.\x1b Never') }}", r"by turns \(No.\\u001b Never\)"),
         ("{{ messages[1].content / 2 }}", "unsupported operand"),
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "by turns .*unsafe"),
-        ("{% include '/etc/passwd' %}", "by turns .*no loader"),
         (_CHATML.replace("m.content", "m.content | upper"), "does not write each text once"),
         (_CHATML.replace("m.content", "m.content * 2"), "does not write each text once"),
         (_CHATML.replace("m.content", "m.content | replace('.', '')"), "changes texts"),
         (_CHATML.replace("m.role", "loop.index"), "does not write every turn alike"),
         (_CHATML.replace(">assistant\n{% e", ">Bob\n{% e"), "alike .*assistant.* then .*Bob"),
         (_TURNS + "{{ m.content }}\n{% endfor %}", "writes nothing between texts"),
+    ],
+)  # fmt: skip
+def test_templates_that_cannot_be_used_are_named(here, template, said):
+    """Each in one line, without what a terminal would obey, and with what to do."""
+    check_refused(template, said)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "by turns .*unsafe"),
+        ("{% include '/etc/passwd' %}", "by turns .*no loader"),
         ("{{ 'a' * 9000000 }}", "cannot be rendered .*9,000,000 characters"),
         ("{{ ('a' * 99999999) * 9999 }}", "cannot be rendered .*GB of memory"),
     ],
-)  # fmt: skip
-def test_templates_that_cannot_be_used_are_named(template, said):
-    """Each in one line, without what a terminal would obey, and with what to do."""
+)
+def test_templates_that_would_do_harm_are_refused(template, said):
+    """Templates are programs by strangers: no escape, no files, no memory without end."""
+    check_refused(template, said)
+
+
+def check_refused(template, said):
     found = tokenizer("byte_level", template, *STYLES["chatml"][1:3])
     with pytest.raises(ValueError, match=f"^here: .*{said}.*use template=plain") as error:
         read(found)
@@ -279,7 +295,7 @@ def test_templates_that_cannot_be_used_are_named(template, said):
 
 
 def test_a_template_without_end_is_stopped(monkeypatch):
-    """Templates are programs by strangers."""
+    """A program by a stranger may go on for ever."""
     monkeypatch.setattr(chat, "_SECONDS", 2)
     loop = "".join(f"{{% for a{i} in range(99999) %}}" for i in range(4)) + "{% endfor %}" * 4
     with pytest.raises(ValueError, match=r"cannot be rendered \(it takes more than 2 s\)"):
