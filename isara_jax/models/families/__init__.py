@@ -21,7 +21,7 @@ from isara_jax.models.families import (
     phi3,
     qwen,
     smollm3,
-)  # fmt: skip
+)
 from isara_jax.models.families.family import Family
 from isara_jax.models.fields import Fields
 from isara_jax.models.network import DecoderConfig
@@ -43,7 +43,7 @@ FAMILIES: dict[str, Family] = {
     "granite": granite.FAMILY,
     "phi3": phi3.FAMILY,
 }
-# What has the same tensors under another name, and what is missing of the best known others.
+# What is missing of the best known others, by parts of their names.
 _MISSING = {
     "moe": "mixtures of experts are not supported",
     "mixtral": "mixtures of experts are not supported",
@@ -85,7 +85,9 @@ def from_hf(values: dict[str, Any], source: str) -> DecoderConfig:
 
 
 def to_hf(network: DecoderConfig) -> dict[str, Any]:
-    """The HF `config.json` of a language model, which `from_hf` reads back."""
+    """The HF `config.json` of a language model by itself, which `from_hf` reads back."""
+    if other := family_of(network).alone:
+        network = dataclasses.replace(network, family=other[0])
     return family.to_hf(family_of(network), network, network.family)
 
 

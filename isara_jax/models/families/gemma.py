@@ -135,10 +135,9 @@ def _read_whole(fields: Fields) -> DecoderConfig:
         fields.fail("text_config", text, "an object is expected")
     for name in _OF_PICTURES:
         fields.take(name, None)
-    if fields.take("architectures", ["Gemma3ForConditionalGeneration"]) != [
-        "Gemma3ForConditionalGeneration"
-    ]:
-        fields.fail("architectures", "another", "Gemma3ForConditionalGeneration is expected")
+    whole = ["Gemma3ForConditionalGeneration"]
+    if (named := fields.take("architectures", whole)) != whole:
+        fields.fail("architectures", named, f"{whole} is expected")
     source = f"{fields.source} (text_config)"
     inner = Fields(_language_model({"text_config": text, "tie_word_embeddings": tied}), source,
                    "Gemma 3")  # fmt: skip
@@ -148,17 +147,12 @@ def _read_whole(fields: Fields) -> DecoderConfig:
     return dataclasses.replace(network, family="gemma3")
 
 
-def _write_whole(network: DecoderConfig) -> dict[str, Any]:
-    text = family.to_hf(GEMMA3, network, "gemma3_text")
-    return {"text_config": text, "architectures": ["Gemma3ForConditionalGeneration"]}
-
-
 GEMMA = family.Family("Gemma", "GemmaForCausalLM", _read_1, _write_1, family.table())
 GEMMA2 = family.Family("Gemma 2", "Gemma2ForCausalLM", _read_2, _write_2, family.table("both"))
 GEMMA3 = family.Family("Gemma 3", "Gemma3ForCausalLM", _read_3, _write_3, family.table("both"))
 _STACK = "model.language_model"
 GEMMA3_WHOLE = family.Family(
-    "Gemma 3", "Gemma3ForConditionalGeneration", _read_whole, _write_whole,
+    "Gemma 3", "Gemma3ForConditionalGeneration", _read_whole, _write_3,
     family.table("both", stack=_STACK),
     passed_over=("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
                  "model.multi_modal_projector."),

@@ -13,7 +13,7 @@ def network(**sizes: Any) -> DecoderConfig:
     return DecoderConfig(**{"family": "llama", "kinds": (LayerKind(rope_lib.Rope()),)} | sizes)
 
 
-def _read(fields: Fields) -> DecoderConfig:
+def read(fields: Fields) -> DecoderConfig:
     sizes = family.sizes(fields)
     sizes |= family.heads(fields, sizes)
     bias = fields.flag("attention_bias", False)
@@ -29,7 +29,7 @@ def _read(fields: Fields) -> DecoderConfig:
     )
 
 
-def _write(network: DecoderConfig) -> dict[str, Any]:
+def write(network: DecoderConfig) -> dict[str, Any]:
     return (
         family.write_gated(network)
         | family.write_rope(network.kinds)
@@ -37,4 +37,4 @@ def _write(network: DecoderConfig) -> dict[str, Any]:
     )
 
 
-FAMILY = family.Family("LLaMA", "LlamaForCausalLM", _read, _write, family.table())
+FAMILY = family.Family("LLaMA", "LlamaForCausalLM", read, write, family.table())
